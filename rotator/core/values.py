@@ -1,0 +1,214 @@
+"""The values that the planner reads and writes.
+
+All byte counts are plain bytes, all times are seconds on one clock whose zero does not matter (the caller's
+monotonic clock, or a simulator's). Per-GPU tuples of an engine run parallel to its ``gpus`` tuple.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+
+GpuId = str
+EngineName = str
+
+
+class State(StrEnum):
+    """Where an engine is in its life. The arrows between these are the table in ``lifecycle.py``."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    AWAKE = "awake"
+    DRAINING = "draining"
+    FALLING_ASLEEP = "falling_asleep"
+    ASLEEP = "asleep"
+    WAKING = "waking"
+    STOPPING = "stopping"
+    FAILED = "failed"
+    QUARANTINED = "quarantined"
+
+
+class Depth(StrEnum):
+    """How deep a sleeping engine sleeps: what a wake has to bring back."""
+
+    KV = "kv"  # only the KV cache was released; weights are still in VRAM
+    HOST = "host"  # level 1: weights in host RAM
+    DISK = "disk"  # masters on disk
+    DISCARDED = "discarded"  # level 2: weights are nowhere; a wake reloads them from the model files
+
+
+class Health(StrEnum):
+    """Whether decisions about a GPU can be trusted to its readings."""
+
+    OK = "ok"
+    UNKNOWN = "unknown"  # its query hangs or fails: engines there go on serving, no transition starts
+    CORDONED = "cordoned"  # an operator keeps new work off it: engines there may sleep and stop, none wakes or starts
+
+
+class Action(StrEnum):
+    SLEEP = "sleep"
+    WAKE = "wake"
+    START = "start"
+    STOP = "stop"
+
+
+class Level(IntEnum):
+    """vLLM's own sleep levels."""
+
+    PAUSE = 0
+    HOST = 1
+    DISCARD = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU as last read: ``foreign_bytes`` are held by processes that are none of our engines."""
+
+    id: GpuId
+    total_bytes: int
+    foreign_bytes: int = 0
+    reserve_bytes: int = 0
+    health: Health = Health.OK
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """Who wants a model now, as totals: the planner never sees single requests."""
+
+    waiting: int = 0
+    oldest_wait_s: float = 0.0
+    in_flight: int = 0
+    frozen: int = 0  # in-flight streams that stand still in a sleeping engine; their wait counts as demand
+    likely_wanted: float = 0.0  # chance in [0, 1] that a client asks for it within the horizon
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One engine as the loop knows it.
+
+    ``awake_bytes`` and ``residue_bytes`` run parallel to ``gpus`` and are measured where a measurement exists, else
+    planned from the configuration. ``held_bytes`` is what its processes hold right now where that was read.
+    """
+
+    name: EngineName
+    gpus: tuple[GpuId, ...]
+    state: State
+    awake_bytes: tuple[int, ...]
+    residue_bytes: tuple[int, ...]
+    host_bytes: int = 0
+    held_bytes: tuple[int, ...] | None = None
+    depth: Depth | None = None
+    levels: tuple[Level, ...] = (Level.HOST,)  # sleep levels it may use, the preferred one first
+    can_stop: bool = True  # false for an attached engine: we did not start it, we do not stop it
+    pinned: bool = False
+    priority: int = 0
+    demand: Demand = field(default_factory=Demand)
+    can_freeze: bool = True  # streams survive a sleep, and none of them has used up its freezes
+    awake_since_s: float = 0.0
+    wake_cost_s: float = 1.0
+    sleep_cost_s: float = 1.0
+    start_cost_s: float = 90.0
+    retry_at_s: float = 0.0  # a failed engine is not started before this
+    preload: bool = False  # wanted once after the service's start, by nobody but the configuration
+
+
+class CommandKind(StrEnum):
+    WAKE = "wake"
+    SLEEP = "sleep"
+    STOP = "stop"
+    START = "start"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """An operator's explicit wish. ``force`` aborts what is in flight instead of draining and freezing it."""
+
+    kind: CommandKind
+    engine: EngineName
+    level: Level | None = None
+    force: bool = False
+    issued_at_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The numbers that bend decisions. Every one can be switched off by its neutral value."""
+
+    min_stay_s: float = 2.0  # a busy engine keeps its turn this long after a wake; 0 = no minimum stay
+    priority_worth_s: float = 30.0  # one step of priority weighs like this much waiting
+    drain_bound_s: float = 5.0  # in-flight work may finish this long before it is frozen
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything a plan depends on. ``claimed`` are GPUs on which a transition is under way."""
+
+    now_s: float
+    gpus: Mapping[GpuId, Gpu]
+    engines: Mapping[EngineName, Engine]
+    host_budget_bytes: int
+    host_used_bytes: int = 0  # host RAM held by masters now, of sleeping and (where kept) awake engines
+    claimed: frozenset[GpuId] = frozenset()
+    commands: tuple[Command, ...] = ()
+    policy: Policy = field(default_factory=Policy)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One engine's part in a swap. ``bytes_per_gpu`` is what it frees (negative) or takes (positive)."""
+
+    action: Action
+    engine: EngineName
+    reason: str
+    level: Level | None = None
+    force: bool = False
+    drain_bound_s: float = 0.0
+    expected_s: float = 0.0
+    bytes_per_gpu: tuple[tuple[GpuId, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """One eviction set and at most one engine that takes its place. Swaps of one plan touch disjoint GPUs."""
+
+    evict: tuple[Step, ...]
+    admit: Step | None
+    reason: str
+    gpus: frozenset[GpuId]
+    expected_s: float = 0.0
+    command: Command | None = None
+
+
+class BlockKind(StrEnum):
+    """Why nothing happens for an engine that is wanted. Only ``passing`` ones hold their GPUs for it meanwhile."""
+
+    BUSY = "busy"  # a transition is under way on one of its GPUs
+    STAY = "stay"  # the engines in its way have not had their minimum stay
+    BACKOFF = "backoff"  # it failed and its retry time has not come
+    UNFREEZABLE = "unfreezable"  # an engine in its way has streams that may not be frozen (again)
+    PINNED = "pinned"  # what is in its way is pinned
+    NEVER_FITS = "never_fits"  # larger than its GPUs, less what is foreign and reserved
+    CORDONED = "cordoned"
+    GPU_UNKNOWN = "gpu_unknown"
+    QUARANTINED = "quarantined"
+    HOST_RAM = "host_ram"  # nobody in its way can sleep: no room for masters and no other level or stop allowed
+    REFUSED = "refused"  # a command that makes no sense in the engine's state
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """A wish that this plan does not serve. ``until_s`` is when to look again, if time alone can change it."""
+
+    engine: EngineName
+    kind: BlockKind
+    reason: str
+    until_s: float | None = None
+    command: Command | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do now, and why everything else waits. ``look_again_at_s`` is the earliest ``until_s``."""
+
+    swaps: tuple[Swap, ...] = ()
+    blocked: tuple[Blocked, ...] = ()
+    look_again_at_s: float | None = None

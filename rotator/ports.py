@@ -1,0 +1,368 @@
+"""The Protocols through which decisions reach the world. Adapters implement them; tests write fakes by hand.
+
+Every method that can block takes a deadline in seconds or is bounded by its implementer, and raises one of the errors
+below: no adapter leaks another library's exception.
+
+    RotatorError
+    ├── EngineError          an engine did not do what it was asked
+    │   ├── EngineUnreachable    no connection, or it closed
+    │   ├── EngineTimeout        the deadline passed: its state is unknown
+    │   └── EngineRefused        it answered with an error
+    ├── LaunchError          a process or job could not be started (or was not found)
+    ├── DeviceError          a GPU's reading failed
+    │   └── DeviceTimeout        it hangs
+    └── LedgerError          the ledger could not be read or written
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from rotator.core.values import Depth, EngineName, GpuId, Level, State
+
+
+class RotatorError(Exception):
+    """The head of the tree."""
+
+
+class EngineError(RotatorError):
+    pass
+
+
+class EngineUnreachable(EngineError):
+    pass
+
+
+class EngineTimeout(EngineError):
+    pass
+
+
+class EngineRefused(EngineError):
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class LaunchError(RotatorError):
+    pass
+
+
+class DeviceError(RotatorError):
+    pass
+
+
+class DeviceTimeout(DeviceError):
+    pass
+
+
+class LedgerError(RotatorError):
+    pass
+
+
+# -- engines ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One canary prompt. ``temperature`` 0 is greedy; a sampled probe carries a seed."""
+
+    prompt: str
+    max_tokens: int = 8
+    temperature: float = 0.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What a probe answered: token ids, the log-probability of each, and the runner-up's where given."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    runner_up_logprobs: tuple[float | None, ...]
+    text: str
+
+
+class EngineControl(Protocol):
+    """An engine's operators' side (``adapters/vllm.py``): never reachable for clients."""
+
+    async def version(self, url: str, *, deadline_s: float) -> str:
+        """The engine's vLLM version, e.g. ``0.26.0``."""
+        ...
+
+    async def is_healthy(self, url: str, *, deadline_s: float) -> bool:
+        """Whether it answers /health. False, never an error: this only says that the process is not dead."""
+        ...
+
+    async def is_sleeping(self, url: str, *, deadline_s: float) -> bool: ...
+
+    async def served_models(self, url: str, *, deadline_s: float) -> tuple[str, ...]: ...
+
+    async def can_freeze(self, url: str, *, deadline_s: float) -> bool:
+        """Whether its release knows ``mode=keep``, so that streams survive a sleep."""
+        ...
+
+    async def sleep(self, url: str, *, level: Level, abort: bool, deadline_s: float) -> None:
+        """Put it to sleep, keeping requests in flight frozen; ``abort`` (an operator's force) ends them instead."""
+        ...
+
+    async def wake(self, url: str, *, level: Level, deadline_s: float) -> None:
+        """Wake it whole; after level 2 also reload the weights and reset the prefix cache."""
+        ...
+
+    async def resume(self, url: str, *, deadline_s: float) -> None:
+        """Let a paused scheduler (level 0) go on."""
+        ...
+
+    async def generate(self, url: str, model: str, probe: Probe, *, deadline_s: float) -> Generation: ...
+
+    async def close(self) -> None: ...
+
+
+# -- processes and jobs ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchSpec:
+    """What a launcher needs to start one engine. ``command`` and ``env`` are already expanded (port, GPUs)."""
+
+    engine: EngineName
+    launcher: str
+    command: tuple[str, ...]
+    env: Mapping[str, str]
+    url: str
+    log_path: str
+    gpu_indices: tuple[int, ...] = ()
+    workdir: str | None = None
+    stop_grace_s: float = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """A started (or found) engine. ``ref`` is the launcher's own name for it and survives a service restart."""
+
+    engine: EngineName
+    launcher: str
+    url: str
+    ref: Mapping[str, Any]
+
+
+class Launcher(Protocol):
+    async def start(self, spec: LaunchSpec) -> Handle:
+        """Start it and return at once; readiness is the caller's business. Raises LaunchError with what to do."""
+        ...
+
+    async def find(self, spec: LaunchSpec, ref: Mapping[str, Any] | None) -> Handle | None:
+        """Find an engine that an earlier life of the service started: by ``ref``, else by the mark it was started with.
+        Must find one whose start was journalled but whose ref never was. None if it is not running."""
+        ...
+
+    async def is_alive(self, handle: Handle) -> bool: ...
+
+    async def wait_exit(self, handle: Handle) -> str:
+        """Return when the engine is gone, with how it ended in words (exit code, signal, last log line)."""
+        ...
+
+    async def stop(self, handle: Handle, *, grace_s: float) -> None:
+        """End it with everything it started (SIGTERM, then SIGKILL to the group). Returns when nothing is left.
+        A ``grace_s`` of 0 kills at once. Raises LaunchError naming the processes that would not go."""
+        ...
+
+    async def pids(self, handle: Handle) -> frozenset[int]:
+        """Every process id that belongs to it now (empty where the launcher cannot know)."""
+        ...
+
+
+# -- devices ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class GpuInfo:
+    """What does not change while the machine runs."""
+
+    id: GpuId
+    index: int
+    name: str
+    total_bytes: int
+    compute_capability: tuple[int, int] = (0, 0)
+    pci_bus_id: str = ""
+    unified_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GpuReading:
+    """One reading. ``by_pid`` is None where the driver does not tell bytes by process (some containers, GB10)."""
+
+    id: GpuId
+    used_bytes: int
+    total_bytes: int
+    by_pid: Mapping[int, int] | None = None
+    utilization: float | None = None
+
+
+class Devices(Protocol):
+    async def inventory(self, *, deadline_s: float) -> tuple[GpuInfo, ...]: ...
+
+    async def read(self, gpu: GpuId, *, deadline_s: float) -> GpuReading:
+        """Raises DeviceTimeout when the query hangs (the caller is never blocked past the deadline, and a hung query
+        is not piled upon by further ones), DeviceError when it fails."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class HostMemory:
+    total_bytes: int
+    available_bytes: int
+
+
+# -- the ledger ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """A transition about to happen: written before it starts."""
+
+    swap_id: str
+    engine: EngineName
+    action: str  # Action, or "adopt"
+    from_state: State
+    to_state: State
+    reason: str
+    plan: Mapping[str, Any] = field(default_factory=dict)  # the Swap it belongs to, as JSON
+    at_wall_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How it ended: ``result`` is ok, failed, abandoned or resolved (by a restart that asked engine and GPUs)."""
+
+    result: str
+    state: State
+    error: str | None = None
+    phases_s: Mapping[str, float] = field(default_factory=dict)
+    bytes_before: Mapping[GpuId, int] = field(default_factory=dict)
+    bytes_after: Mapping[GpuId, int] = field(default_factory=dict)
+    at_wall_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRecord:
+    """What a restart needs to find and judge an engine again."""
+
+    engine: EngineName
+    state: State
+    depth: Depth | None = None
+    level: Level | None = None
+    launcher: str = ""
+    url: str = ""
+    ref: Mapping[str, Any] = field(default_factory=dict)
+    spec_hash: str = ""  # of command, environment, GPUs: a changed one must not be adopted silently
+    version: str = ""
+    canary: Mapping[str, Any] | None = None  # the golden generation of this launch, as canary.py wrote it
+    failures: int = 0
+    reason: str = ""
+    wake_s: float | None = None  # measured, smoothed
+    sleep_s: float | None = None
+    start_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Residency:
+    """Bytes of one engine on one GPU: planned by the configuration, measured when seen."""
+
+    engine: EngineName
+    gpu: GpuId
+    planned_awake_bytes: int | None = None
+    awake_bytes: int | None = None
+    residue_bytes: int | None = None
+    held_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A claim on a GPU's bytes. ``holder`` is an engine's name, or what an operator called it."""
+
+    gpu: GpuId
+    holder: str
+    bytes: int
+    expires_wall_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTransition:
+    """An intent without an outcome: what was under way when the service died."""
+
+    id: int
+    intent: Intent
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """Everything that an earlier life of the service left behind."""
+
+    engines: Mapping[EngineName, EngineRecord]
+    residencies: tuple[Residency, ...]
+    leases: tuple[Lease, ...]
+    open_transitions: tuple[OpenTransition, ...]
+    cordons: frozenset[GpuId] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of ledger rows, newest first. ``next_cursor`` is None at the end."""
+
+    rows: tuple[Mapping[str, Any], ...]
+    next_cursor: str | None
+
+
+class Ledger(Protocol):
+    """Truth that survives. Writes that a decision waits for are coroutines; the data plane only counts."""
+
+    async def recover(self) -> Recovered: ...
+
+    async def open_transition(self, intent: Intent) -> int:
+        """Write the intent durably and return its id. Raises LedgerError: then the transition must not start."""
+        ...
+
+    async def close_transition(self, transition: int, outcome: Outcome) -> None: ...
+
+    async def put_engine(self, record: EngineRecord) -> None: ...
+
+    async def put_residencies(self, rows: Sequence[Residency]) -> None: ...
+
+    async def put_lease(self, lease: Lease) -> None: ...
+
+    async def drop_lease(self, gpu: GpuId, holder: str) -> None: ...
+
+    async def put_gpus(self, gpus: Sequence[GpuInfo]) -> None: ...
+
+    async def put_cordon(self, gpu: GpuId, cordoned: bool, reason: str) -> None: ...
+
+    def count_request(self, model: str, *, waited_s: float, outcome: str) -> None:
+        """Add to the model's totals in memory, written in batches; never blocks, never raises."""
+        ...
+
+    def sample_vram(self, at_wall_s: float, gpu: GpuId, used_bytes: int, by_holder: Mapping[str, int]) -> None:
+        """Queue one VRAM sample (bounded; the oldest is dropped when full); never blocks, never raises."""
+        ...
+
+    async def query(
+        self,
+        table: str,
+        *,
+        filters: Mapping[str, str],
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page:
+        """Rows of gpus, engines, residencies, leases, transitions, vram_samples or requests."""
+        ...
+
+    @property
+    def healthy(self) -> bool:
+        """False after a failed write until one succeeds: no transition starts meanwhile."""
+        ...
+
+    async def probe(self) -> bool:
+        """Try a small write, so that the ledger becomes healthy again once there is room."""
+        ...
+
+    async def close(self) -> None: ...
