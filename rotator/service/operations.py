@@ -1,0 +1,171 @@
+"""What operators can see and do, as one Protocol: the REST API, the CLI and the page speak to this, the loop is behind it.
+
+Views are frozen copies made on request: reading them never touches the loop's own state.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rotator.core.values import Action, Command, EngineName, GpuId, Plan
+from rotator.ports import Page, RotatorError
+
+
+class UnknownEngine(RotatorError):
+    """No engine, alias or model of that name."""
+
+
+class UnknownGpu(RotatorError):
+    pass
+
+
+class CommandRefused(RotatorError):
+    """The command makes no sense now (why, and what would), or the plan cannot serve it."""
+
+
+class CommandFailed(RotatorError):
+    """It was begun and failed: the reason is in the text, the evidence in the journal."""
+
+
+class CommandTimeout(RotatorError):
+    """``wait=true`` and the deadline passed: the command goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineView:
+    name: EngineName
+    aliases: tuple[str, ...]
+    state: str
+    depth: str | None
+    reason: str  # why it is in this state, in words
+    since_wall_s: float
+    gpus: tuple[GpuId, ...]
+    gpu_indices: tuple[int, ...]
+    launcher: str
+    url: str
+    version: str
+    pids: tuple[int, ...]
+    pinned: bool
+    priority: int
+    waiting: int
+    in_flight: int
+    frozen: int
+    eta_s: float | None  # until it could serve a request that arrives now; 0 when awake
+    awake_bytes: tuple[int, ...]  # a GPU, planned or measured
+    residue_bytes: tuple[int, ...]
+    held_bytes: tuple[int, ...]  # what it holds now
+    host_bytes: int
+    footprint_measured: bool
+    wake_s: float | None
+    sleep_s: float | None
+    start_s: float | None
+    failures: int
+    retry_at_wall_s: float | None
+    canary: str  # passed, failed, never, disabled
+    wakes: int
+    sleeps: int
+    bytes_moved: int
+    log_path: str
+
+
+@dataclass(frozen=True, slots=True)
+class GpuView:
+    id: GpuId
+    index: int
+    name: str
+    health: str
+    reason: str
+    total_bytes: int
+    used_bytes: int | None
+    foreign_bytes: int
+    reserve_bytes: int
+    by_engine: Mapping[EngineName, int]  # measured where the driver tells, else what the ledger charges
+    ledger_bytes: int  # what the ledger says is held here
+    claimed_by: str | None  # the swap under way
+    read_at_wall_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueEntry:
+    """One waiting request. Never holds anything the client sent but the model's name."""
+
+    id: str
+    model: str
+    engine: EngineName
+    waited_s: float
+    deadline_in_s: float
+    eta_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerCheck:
+    """Ledger beside devices: ``differences`` are in words, empty when they agree."""
+
+    matches: bool
+    differences: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CommandResult:
+    engine: EngineName
+    action: Action
+    state: str
+    plan: Plan
+    done: bool  # False where the caller did not wait
+    seconds: float
+    phases_s: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    ready: bool
+    reasons: tuple[str, ...]  # why not, or what is degraded
+
+
+class Operations(Protocol):
+    def engines(self) -> tuple[EngineView, ...]: ...
+
+    def engine(self, name: str) -> EngineView:
+        """By name or alias. Raises UnknownEngine."""
+        ...
+
+    def gpus(self) -> tuple[GpuView, ...]: ...
+
+    def queue(self) -> tuple[QueueEntry, ...]: ...
+
+    def plan_for(self, *commands: Command) -> Plan:
+        """The plan that these commands would lead to now, carried out by nobody."""
+        ...
+
+    async def command(self, *commands: Command, wait: bool, deadline_s: float) -> tuple[CommandResult, ...]:
+        """Carry out wake, sleep, start or stop (a swap is a sleep and a wake given together).
+        Raises UnknownEngine, CommandRefused, CommandFailed, CommandTimeout."""
+        ...
+
+    async def restart(self, engine: str, *, wait: bool, deadline_s: float) -> CommandResult: ...
+
+    async def release(self, engine: str) -> EngineView:
+        """Let a quarantined or failed engine try again at once."""
+        ...
+
+    async def set_pin(self, engine: str, pinned: bool) -> EngineView: ...
+
+    async def set_cordon(self, gpu: str, cordoned: bool, reason: str) -> GpuView:
+        """``gpu`` is an index or a UUID. Raises UnknownGpu."""
+        ...
+
+    async def reload(self) -> tuple[str, ...]:
+        """Read the configuration file again and apply it; returns what changed, one line each. Raises ConfigError."""
+        ...
+
+    async def ledger_rows(self, table: str, filters: Mapping[str, str], limit: int, cursor: str | None) -> Page: ...
+
+    async def check_ledger(self) -> LedgerCheck:
+        """Read every GPU now and compare with the ledger."""
+        ...
+
+    def readiness(self) -> Readiness: ...
+
+    def info(self) -> Mapping[str, Any]:
+        """Version, start time, configuration path, counters."""
+        ...
