@@ -1,0 +1,426 @@
+"""The data plane's own state: who waits for which engine, who is in flight, and whose bytes may flow.
+
+One event loop thread, no locks. The loop opens and closes gates; gateway coroutines enter and leave through them.
+
+    RotatorError
+    ├── QueueFull            too many wait already
+    ├── WaitExpired          the request's own deadline passed
+    ├── EngineUnavailable    the engine is failing, was removed, or the service goes down
+    └── Cut                  an admitted request was aborted
+
+A request that was admitted counts as in flight from that instant on, before its coroutine even runs again: a gate that
+is closed right after it was opened still drains what it let in.
+"""
+
+import asyncio
+import secrets
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from rotator.core.values import EngineName
+from rotator.ports import RotatorError
+from rotator.service.operations import QueueEntry
+
+ARRIVALS_MAX = 64
+RETRY_UNKNOWN_S = 10.0  # what a full queue tells its clients when nobody can say how long a wake takes
+
+
+class QueueFull(RotatorError):
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class WaitExpired(RotatorError):
+    def __init__(self, message: str, eta_s: float | None) -> None:
+        super().__init__(message)
+        self.eta_s = eta_s
+
+
+class EngineUnavailable(RotatorError):
+    def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+class Cut(RotatorError):
+    """An operator's force, or the engine's death, ended an admitted request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    queue_max: int
+    wait_deadline_s: float
+    freezes_max: int
+
+
+class Ticket:
+    """One admitted request: in flight until it leaves."""
+
+    __slots__ = ("_gate", "_left", "_on_cut", "_traffic", "cut", "engine", "freezes", "id", "model", "waited_s")
+
+    def __init__(self, traffic: "Traffic", gate: "_Gate", ident: str, model: str, waited_s: float) -> None:
+        self.id = ident
+        self.engine = gate.engine
+        self.model = model
+        self.waited_s = waited_s
+        self.freezes = 0
+        self.cut: str | None = None  # why it was aborted, once it was
+        self._gate = gate
+        self._traffic = traffic
+        self._left = False
+        self._on_cut: Callable[[str], None] | None = None
+
+    def leave(self, outcome: str) -> None:
+        """No longer in flight. ``outcome`` is ok, failed, client_left or aborted; later calls change nothing."""
+        if not self._left:
+            self._left = True
+            self._on_cut = None
+            self._traffic._left(self, self._gate, outcome)
+
+    def on_cut(self, callback: Callable[[str], None]) -> None:
+        """Have ``callback(reason)`` called when the ticket is cut: at once if it already was."""
+        if self.cut is not None:
+            callback(self.cut)
+        else:
+            self._on_cut = callback
+
+    @property
+    def flowing(self) -> bool:
+        """Whether bytes may go down to the client now."""
+        return not self._gate.held
+
+    async def wait_flow(self) -> None:
+        """Return when bytes may go down again. Raises Cut if the request is aborted meanwhile."""
+        while self._gate.held and self.cut is None:
+            await self._gate.flow.wait()
+        if self.cut is not None:
+            raise Cut(self.cut)
+
+    def _do_cut(self, reason: str) -> None:
+        if self.cut is None and not self._left:
+            self.cut = reason
+            if self._on_cut is not None:
+                self._on_cut(reason)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiter:
+    id: str
+    model: str
+    since_s: float
+    deadline_at_s: float
+    admitted: asyncio.Future[Ticket]
+
+
+class _Gate:
+    """One engine's door. ``waiters`` keeps the order of arrival."""
+
+    __slots__ = ("arrivals", "engine", "failure", "flow", "held", "idle", "is_open", "limits", "removed", "tickets",
+                 "used_at_s", "waiters")  # fmt: skip
+
+    def __init__(self, engine: EngineName, limits: Limits) -> None:
+        self.engine = engine
+        self.limits = limits
+        self.is_open = False
+        self.held = False
+        self.removed = False
+        self.failure: tuple[str, float | None] | None = None
+        self.tickets: dict[Ticket, None] = {}
+        self.waiters: dict[_Waiter, None] = {}
+        self.arrivals: deque[float] = deque(maxlen=ARRIVALS_MAX)
+        self.used_at_s = 0.0
+        self.flow = asyncio.Event()
+        self.idle = asyncio.Event()
+        self.flow.set()
+        self.idle.set()
+
+
+class Traffic:
+    """Admission for all engines.
+
+    ``on_demand(engine)`` is called whenever the wish for an engine changes (a request begins to wait, or one that
+    waited or stood frozen goes away). ``on_request_end(model, waited_s, outcome)`` is called once a request: with the
+    outcome that its ticket left with, or refused, expired or client_left for one that was never admitted.
+    ``eta(engine)`` is the loop's estimate in seconds, None where it has none. None of them may raise or block.
+    """
+
+    def __init__(
+        self,
+        *,
+        queue_total_max: int,
+        on_demand: Callable[[EngineName], None],
+        on_request_end: Callable[[str, float, str], None],
+        eta: Callable[[EngineName], float | None],
+    ) -> None:
+        self.queue_total_max = queue_total_max
+        self._on_demand = on_demand
+        self._on_request_end = on_request_end
+        self._eta = eta
+        self._gates: dict[EngineName, _Gate] = {}
+        self._waiting_total = 0
+        self._shut = False
+        self._id_prefix = f"r{secrets.token_hex(4)}"  # tells this life's requests from those of the last
+        self._id_last = 0
+
+    def configure(self, limits: Mapping[EngineName, Limits]) -> None:
+        """Add, change and remove engines. Waiters of kept engines stay in line; those of removed ones fail now."""
+        for engine, limit in limits.items():
+            if (gate := self._gates.get(engine)) is None:
+                self._gates[engine] = _Gate(engine, limit)
+            else:
+                gate.limits = limit
+                gate.removed = False
+        for engine in [e for e in self._gates if e not in limits]:
+            gate = self._gates[engine]
+            gate.is_open, gate.removed = False, True
+            self._refuse_waiters(gate, f"'{engine}' was removed from the configuration", None)
+            self._forget_if_gone(gate)
+
+    # -- gateway side ------------------------------------------------------------------------------------------------
+
+    def try_enter(self, engine: EngineName, model: str) -> Ticket | None:
+        """The ticket, if the engine's gate is open; None means: use ``enter``."""
+        gate = self._gates.get(engine)
+        if gate is None or not gate.is_open or self._shut:
+            return None
+        now = _now_s()
+        gate.arrivals.append(now)
+        return self._admit(gate, self.new_id(), model, now, 0.0)
+
+    async def enter(
+        self, engine: EngineName, model: str, *, deadline_s: float | None, request_id: str | None = None
+    ) -> Ticket:
+        """Wait for the gate. ``deadline_s`` is clamped to the engine's own bound, which holds where it is None.
+
+        Raises QueueFull, EngineUnavailable, WaitExpired. Cancelling forgets the waiter at once.
+        """
+        now = _now_s()
+        gate = self._gates.get(engine)
+        try:
+            if gate is None:
+                raise EngineUnavailable(f"'{engine}' is not configured")
+            gate.arrivals.append(now)
+            self._check_queue(gate)
+        except RotatorError:
+            self._on_request_end(model, 0.0, "refused")
+            raise
+        ident = request_id or self.new_id()
+        if gate.is_open:
+            return self._admit(gate, ident, model, now, 0.0)
+        bound_s = gate.limits.wait_deadline_s if deadline_s is None else min(deadline_s, gate.limits.wait_deadline_s)
+        return await self._wait(gate, ident, model, now, bound_s)
+
+    def new_id(self) -> str:
+        """A request id, unique over the lives of the service."""
+        self._id_last += 1
+        return f"{self._id_prefix}-{self._id_last}"
+
+    # -- loop side ---------------------------------------------------------------------------------------------------
+
+    def open(self, engine: EngineName) -> None:
+        """Admit: all waiters now, in order, and everyone who comes. A failure is over."""
+        gate = self._gates[engine]
+        gate.failure = None
+        gate.is_open = True
+        now = _now_s()
+        for waiter in list(gate.waiters):
+            if not waiter.admitted.done():
+                self._drop_waiter(gate, waiter)
+                waiter.admitted.set_result(
+                    self._admit(gate, waiter.id, waiter.model, now, max(0.0, now - waiter.since_s))
+                )
+
+    def close(self, engine: EngineName) -> None:
+        """Stop admitting. What is in flight goes on."""
+        if gate := self._gates.get(engine):
+            gate.is_open = False
+
+    def hold(self, engine: EngineName) -> None:
+        """The engine's streams stand still: each in-flight ticket counts one freeze, and its bytes are held back until
+        ``release_hold``, so that nothing a woken engine says reaches a client before its canary has passed."""
+        gate = self._gates[engine]
+        if gate.held:
+            return
+        gate.held = True
+        gate.flow.clear()
+        for ticket in gate.tickets:
+            ticket.freezes += 1
+
+    def release_hold(self, engine: EngineName) -> None:
+        if gate := self._gates.get(engine):
+            gate.held = False
+            gate.flow.set()
+
+    def fail(self, engine: EngineName, reason: str, retry_after_s: float | None = None) -> None:
+        """Refuse all waiters now and everyone who comes, until ``clear_failure`` or ``open``."""
+        gate = self._gates[engine]
+        gate.is_open = False
+        gate.failure = (reason, retry_after_s)
+        self._refuse_waiters(gate, reason, retry_after_s)
+
+    def clear_failure(self, engine: EngineName) -> None:
+        if gate := self._gates.get(engine):
+            gate.failure = None
+
+    def abort(self, engine: EngineName, reason: str) -> None:
+        """Cut every in-flight request: their clients see a broken connection, never a whole answer."""
+        if gate := self._gates.get(engine):
+            for ticket in list(gate.tickets):
+                ticket._do_cut(reason)
+            if gate.held:  # those that stand still must wake up to learn that they were cut
+                gate.flow.set()
+                gate.flow.clear()
+
+    async def drained(self, engine: EngineName) -> None:
+        """Return when nothing is in flight."""
+        gate = self._gates.get(engine)
+        while gate is not None and gate.tickets:
+            await gate.idle.wait()
+
+    def waiting(self, engine: EngineName) -> int:
+        gate = self._gates.get(engine)
+        return len(gate.waiters) if gate else 0
+
+    def oldest_wait_s(self, engine: EngineName) -> float:
+        """How long the first in line has waited; 0 where nobody waits."""
+        gate = self._gates.get(engine)
+        return _now_s() - next(iter(gate.waiters)).since_s if gate and gate.waiters else 0.0
+
+    def in_flight(self, engine: EngineName) -> int:
+        gate = self._gates.get(engine)
+        return len(gate.tickets) if gate else 0
+
+    def frozen(self, engine: EngineName) -> int:
+        gate = self._gates.get(engine)
+        return len(gate.tickets) if gate and gate.held else 0
+
+    def max_freezes_left(self, engine: EngineName) -> int:
+        """How often the engine may still be frozen before one of its requests has used up its freezes."""
+        gate = self._gates[engine]
+        return gate.limits.freezes_max - max((t.freezes for t in gate.tickets), default=0)
+
+    def last_used_s(self, engine: EngineName) -> float:
+        """When a request last entered or left, on the loop's clock; 0 if none ever did."""
+        gate = self._gates.get(engine)
+        return gate.used_at_s if gate else 0.0
+
+    def arrivals(self, engine: EngineName) -> tuple[float, ...]:
+        """When the last requests came, oldest first, on the loop's clock: at most ARRIVALS_MAX."""
+        gate = self._gates.get(engine)
+        return tuple(gate.arrivals) if gate else ()
+
+    def eta_s(self, engine: EngineName) -> float | None:
+        return self._eta(engine)
+
+    def entries(self) -> tuple[QueueEntry, ...]:
+        """Everyone who waits, in order of arrival."""
+        now = _now_s()
+        rows = [
+            (
+                w.since_s,
+                QueueEntry(w.id, w.model, gate.engine, now - w.since_s, w.deadline_at_s - now, self._eta(gate.engine)),
+            )
+            for gate in self._gates.values()
+            for w in gate.waiters
+        ]
+        return tuple(entry for _, entry in sorted(rows, key=lambda row: row[0]))
+
+    def shut(self) -> None:
+        """The service goes down: whoever waits or comes is refused; what is in flight goes on."""
+        self._shut = True
+        for gate in self._gates.values():
+            self._refuse_waiters(gate, "shutting down", None)
+
+    # -- within ------------------------------------------------------------------------------------------------------
+
+    def _check_queue(self, gate: _Gate) -> None:
+        if self._shut:
+            raise EngineUnavailable("shutting down")
+        if gate.removed:
+            raise EngineUnavailable(f"'{gate.engine}' was removed from the configuration")
+        if gate.failure is not None:
+            raise EngineUnavailable(*gate.failure)
+        if gate.is_open:
+            return
+        where = None
+        if len(gate.waiters) >= gate.limits.queue_max:
+            where = f"for '{gate.engine}' ({len(gate.waiters)})"
+        elif self._waiting_total >= self.queue_total_max:
+            where = f"in all ({self._waiting_total})"
+        if where is not None:
+            eta_s = self._eta(gate.engine)
+            retry_after_s = RETRY_UNKNOWN_S if eta_s is None else eta_s
+            raise QueueFull(f"too many requests wait {where}: try again later", retry_after_s)
+
+    def _admit(self, gate: _Gate, ident: str, model: str, now_s: float, waited_s: float) -> Ticket:
+        ticket = Ticket(self, gate, ident, model, waited_s)
+        gate.tickets[ticket] = None
+        gate.used_at_s = now_s
+        gate.idle.clear()
+        return ticket
+
+    async def _wait(self, gate: _Gate, ident: str, model: str, now_s: float, bound_s: float) -> Ticket:
+        loop = asyncio.get_running_loop()
+        admitted: asyncio.Future[Ticket] = loop.create_future()
+        waiter = _Waiter(ident, model, now_s, now_s + bound_s, admitted)
+        gate.waiters[waiter] = None
+        self._waiting_total += 1
+        timer = loop.call_later(bound_s, self._expire, gate, waiter)
+        try:
+            self._on_demand(gate.engine)
+            return await admitted
+        except RotatorError as e:
+            outcome = "expired" if isinstance(e, WaitExpired) else "refused"
+            self._on_request_end(model, loop.time() - now_s, outcome)
+            raise
+        except BaseException:
+            if admitted.done() and not admitted.cancelled() and admitted.exception() is None:
+                admitted.result().leave("client_left")  # let in and cancelled in the same turn of the event loop
+            else:
+                self._on_request_end(model, loop.time() - now_s, "client_left")
+            raise
+        finally:
+            timer.cancel()
+            if waiter in gate.waiters:
+                self._drop_waiter(gate, waiter)
+                self._on_demand(gate.engine)
+
+    def _expire(self, gate: _Gate, waiter: _Waiter) -> None:
+        if not waiter.admitted.done():
+            self._drop_waiter(gate, waiter)
+            waited_s = waiter.deadline_at_s - waiter.since_s
+            waiter.admitted.set_exception(
+                WaitExpired(f"'{gate.engine}' did not become ready within {waited_s:.0f} s", self._eta(gate.engine))
+            )
+            self._on_demand(gate.engine)
+
+    def _drop_waiter(self, gate: _Gate, waiter: _Waiter) -> None:
+        del gate.waiters[waiter]
+        self._waiting_total -= 1
+
+    def _refuse_waiters(self, gate: _Gate, reason: str, retry_after_s: float | None) -> None:
+        for waiter in list(gate.waiters):
+            self._drop_waiter(gate, waiter)
+            if not waiter.admitted.done():
+                waiter.admitted.set_exception(EngineUnavailable(reason, retry_after_s))
+
+    def _left(self, ticket: Ticket, gate: _Gate, outcome: str) -> None:
+        del gate.tickets[ticket]
+        gate.used_at_s = _now_s()
+        if not gate.tickets:
+            gate.idle.set()
+            self._forget_if_gone(gate)
+        self._on_request_end(ticket.model, ticket.waited_s, outcome)
+        if gate.held:
+            self._on_demand(gate.engine)
+
+    def _forget_if_gone(self, gate: _Gate) -> None:
+        if gate.removed and not gate.tickets:
+            del self._gates[gate.engine]
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
