@@ -1,0 +1,142 @@
+"""An engine's operators' side, in the dialect of its vLLM release (0.19 to 0.33). Parameters of a sleep go into the
+query string only: a body is ignored there, so that a level sent in it would silently mean 1."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rotator.adapters.vllm_answers import PROBES, read_probe, unwelcome
+from rotator.adapters.vllm_dialect import Dialect, dialect_of
+from rotator.adapters.vllm_http import Answer, Deadline, EngineHttp
+from rotator.core.values import Level
+from rotator.ports import EngineError, EngineRefused, EngineUnreachable, Generation, Probe
+
+log = logging.getLogger(__name__)
+
+
+class VllmControl:
+    """EngineControl over HTTP. Every method raises EngineTimeout, EngineUnreachable or EngineRefused, and nothing else.
+    ``connect_s`` bounds a connection's set-up: an engine on loopback answers that at once or not at all."""
+
+    def __init__(self, *, connect_s: float = 5.0) -> None:
+        self._http = EngineHttp(connect_s=connect_s)
+        self._noted: set[tuple[str, str]] = set()
+
+    async def version(self, url: str, *, deadline_s: float) -> str:
+        return await self._version(url, Deadline(deadline_s))
+
+    async def is_healthy(self, url: str, *, deadline_s: float) -> bool:
+        try:
+            await self._http.call("GET", url, "/health", Deadline(deadline_s))
+        except EngineError:
+            return False
+        return True
+
+    async def is_sleeping(self, url: str, *, deadline_s: float) -> bool:
+        return await self._is_sleeping(url, Deadline(deadline_s))
+
+    async def served_models(self, url: str, *, deadline_s: float) -> tuple[str, ...]:
+        answer = await self._http.call("GET", url, "/v1/models", Deadline(deadline_s))
+        cards = answer.mapping().get("data")
+        if not isinstance(cards, list):
+            raise EngineUnreachable(f"{answer.where} lists no models: is it really vLLM?")
+        return tuple(str(card["id"]) for card in cards if isinstance(card, dict) and "id" in card)
+
+    async def can_freeze(self, url: str, *, deadline_s: float) -> bool:
+        return (await self._dialect(url, Deadline(deadline_s))).knows_mode
+
+    async def sleep(self, url: str, *, level: Level, abort: bool, deadline_s: float) -> None:
+        deadline = Deadline(deadline_s)
+        mode = (await self._dialect(url, deadline)).sleep_mode(level, abort=abort)
+        query = (("level", str(int(level))), ("mode", mode.value))
+        answer = await self._http.call("POST", url, "/sleep", deadline, query=query)
+        if not _says(answer, "sleeping", level):
+            await self._expect_sleeping(url, True, deadline)
+
+    async def wake(self, url: str, *, level: Level, deadline_s: float) -> None:
+        deadline = Deadline(deadline_s)
+        match level:
+            case Level.PAUSE:
+                await self._wake_tags(url, ("scheduling",), deadline)
+            case Level.HOST:
+                await self._wake_tags(url, (), deadline)
+            case Level.DISCARD:
+                await self._wake_discarded(url, await self._dialect(url, deadline), deadline)
+
+    async def resume(self, url: str, *, deadline_s: float) -> None:
+        await self._wake_tags(url, ("scheduling",), Deadline(deadline_s))
+
+    async def generate(self, url: str, model: str, probe: Probe, *, deadline_s: float) -> Generation:
+        """Try the routes on which a model may answer, most models on the first; what a pooling model answers is a
+        vector, see ``vllm_answers``."""
+        deadline = Deadline(deadline_s)
+        refusals: list[EngineRefused] = []
+        for route in PROBES:
+            try:
+                answer = await self._http.call("POST", url, route.path, deadline, body=route.body(model, probe))
+            except EngineRefused as e:
+                if not unwelcome(e):
+                    raise
+                refusals.append(e)
+                continue
+            return read_probe(route, answer.mapping())
+        raise EngineRefused("no route answers a probe: " + "; ".join(map(str, refusals)), refusals[0].status)
+
+    async def close(self) -> None:
+        await self._http.close()
+
+    async def _version(self, url: str, deadline: Deadline) -> str:
+        answer = await self._http.call("GET", url, "/version", deadline)
+        version = answer.mapping().get("version")
+        if not isinstance(version, str):
+            raise EngineUnreachable(f"{answer.where} tells no version: is it really vLLM?")
+        return version
+
+    async def _dialect(self, url: str, deadline: Deadline) -> Dialect:
+        dialect = dialect_of(await self._version(url, deadline))
+        if dialect.note and (url, dialect.version) not in self._noted:
+            self._noted.add((url, dialect.version))
+            log.warning("engine at %s: %s", url, dialect.note)
+        return dialect
+
+    async def _is_sleeping(self, url: str, deadline: Deadline) -> bool:
+        answer = await self._http.call("GET", url, "/is_sleeping", deadline)
+        sleeping = answer.mapping().get("is_sleeping")
+        if not isinstance(sleeping, bool):
+            raise EngineUnreachable(f"{answer.where} does not say whether it sleeps: is it really vLLM?")
+        return sleeping
+
+    async def _expect_sleeping(self, url: str, expected: bool, deadline: Deadline) -> None:
+        """Where the answer was empty, ask: an unknown tag, for one, makes a wake a no-op that answers 200."""
+        if await self._is_sleeping(url, deadline) is not expected:
+            asked, still = ("sleep", "awake") if expected else ("wake up", "asleep")
+            raise EngineRefused(f"{url}: it answered that it did {asked}, but says that it is {still}", 200)
+
+    async def _wake_tags(self, url: str, tags: Sequence[str], deadline: Deadline, *, partly: bool = False) -> None:
+        query = [("tags", tag) for tag in tags]
+        answer = await self._http.call("POST", url, "/wake_up", deadline, query=query)
+        if not partly and not _says(answer, "awake"):
+            await self._expect_sleeping(url, False, deadline)
+
+    async def _wake_discarded(self, url: str, dialect: Dialect, deadline: Deadline) -> None:
+        """After level 2. Where a partial wake stays paused, nothing runs before weights and caches are fit for it: the
+        last step resumes. Elsewhere nothing is frozen (``sleep_mode``), and waking the whole engine first keeps every
+        forward pass, also a data-parallel peer's idle one, on mapped memory."""
+        staged = dialect.partial_wake_stays_paused
+        await self._wake_tags(url, ("weights",) if staged else (), deadline, partly=staged)
+        await self._http.call("POST", url, "/collective_rpc", deadline, body={"method": "reload_weights"})
+        await self._http.call("POST", url, "/reset_prefix_cache", deadline)
+        if staged:
+            await self._wake_tags(url, ("kv_cache",), deadline)
+
+
+def _says(answer: Answer, status: str, level: Level | None = None) -> bool:
+    """Whether the body (from 0.32) says what was asked for. False where there is none (up to 0.31). Raises
+    EngineRefused where it says something else under a 200."""
+    body: Any = answer.json()
+    if not isinstance(body, Mapping) or "status" not in body:
+        return False
+    told_level = body.get("level", level)
+    if body["status"] != status or (level is not None and told_level != int(level)):
+        raise EngineRefused(f"{answer.where}: it answered 200, but its body says {dict(body)}", 200)
+    return True
