@@ -5,9 +5,18 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, HttpUrl, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    HttpUrl,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from rotator.config_text import TextProblem, problem_lines, read_mapping
 from rotator.core.values import Level, Policy
 
 GIB = 1 << 30
@@ -22,24 +31,43 @@ class ConfigError(Exception):
         self.problems = problems
 
 
+def _word(value: Any) -> Any:
+    """YAML reads a bare 4 or 0.9 as a number; in a command or an environment it is the text that was meant."""
+    if isinstance(value, bool) or value is None:
+        shown = {True: "true", False: "false", None: "null"}[value]
+        raise ValueError(f'YAML reads a bare {shown} as no text: put it in quotes, as "1" or "{shown}"')
+    return str(value) if isinstance(value, int | float) else value
+
+
+Word = Annotated[str, BeforeValidator(_word)]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class DevicesConfig(Section):
-    gpus: Literal["all"] | tuple[int | str, ...] = Field("all", description="NVML indices or UUIDs that the service may use")
-    reserve_gib: float = Field(1.0, ge=0, description="bytes a GPU that no plan may use, in GiB")
-    read_deadline_s: float = Field(2.0, gt=0, description="a device query that takes longer makes the GPU UNKNOWN")
-    sample_every_s: float = Field(1.0, gt=0, description="how often each GPU is read")
-    sample_retention_h: float = Field(72.0, gt=0, description="how long VRAM samples stay in the ledger, in hours")
+    gpus: Literal["all"] | tuple[int | str, ...] = Field(
+        default="all", description="NVML indices or UUIDs that the service may use"
+    )
+    reserve_gib: float = Field(default=1.0, ge=0, description="bytes a GPU that no plan may use, in GiB")
+    read_deadline_s: float = Field(
+        default=2.0, gt=0, description="a device query that takes longer makes the GPU UNKNOWN"
+    )
+    sample_every_s: float = Field(default=1.0, gt=0, description="how often each GPU is read")
+    sample_retention_h: float = Field(
+        default=72.0, gt=0, description="how long VRAM samples stay in the ledger, in hours"
+    )
 
 
 class FootprintConfig(Section):
     """What is known before the first measurement, in GiB a GPU. The service measures and then believes its measures."""
 
     awake_gib: float = Field(gt=0)
-    residue_gib: float = Field(2.0, ge=0)
-    host_gib: float | None = Field(None, ge=0, description="host RAM for the masters at level 1, all ranks together")
+    residue_gib: float = Field(default=2.0, ge=0)
+    host_gib: float | None = Field(
+        default=None, ge=0, description="host RAM for the masters at level 1, all ranks together"
+    )
 
 
 class OverridesConfig(Section):
@@ -57,10 +85,10 @@ class OverridesConfig(Section):
 class FallbackConfig(Section):
     """Where a request goes when its model cannot be had. Always visible: header, events, metrics."""
 
-    model: str | None = Field(None, description="another model of this service")
-    url: HttpUrl | None = Field(None, description="base URL of an outside OpenAI endpoint, ending before /v1")
-    upstream_model: str | None = Field(None, description="the model's name there")
-    api_key_env: str | None = Field(None, description="environment variable that holds the outside key")
+    model: str | None = Field(default=None, description="another model of this service")
+    url: HttpUrl | None = Field(default=None, description="base URL of an outside OpenAI endpoint, ending before /v1")
+    upstream_model: str | None = Field(default=None, description="the model's name there")
+    api_key_env: str | None = Field(default=None, description="environment variable that holds the outside key")
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:
@@ -72,26 +100,33 @@ class FallbackConfig(Section):
 class EngineConfig(Section):
     name: str = Field(pattern=_NAME, description="the engine's name, and the model name that clients ask for")
     aliases: tuple[str, ...] = ()
-    served_model: str | None = Field(None, description="the name the engine itself serves; its own name if absent")
+    served_model: str | None = Field(
+        default=None, description="the name the engine itself serves; its own name if absent"
+    )
     gpus: tuple[int | str, ...] = Field(min_length=1, description="NVML indices or UUIDs; as many as TP × PP")
+    tp: int | None = Field(default=None, ge=1, description="tensor parallel size; as many as GPUs if absent")
     launcher: Literal["process", "attach", "nomad"] = "process"
-    command: tuple[str, ...] = Field((), description="program and arguments; {port}, {name} and {gpus} are filled in")
-    env: dict[str, str] = {}
+    command: tuple[Word, ...] = Field(
+        default=(), description="program and arguments; {port}, {name} and {gpus} are filled in"
+    )
+    env: dict[str, Word] = Field(default={}, description="added to the service's own environment")
     workdir: str | None = None
-    port: int | None = Field(None, ge=1, le=65535, description="loopback port; chosen once and kept if absent")
-    url: HttpUrl | None = Field(None, description="for launcher 'attach': where the engine runs")
-    model_path: Path | None = Field(None, description="checked to exist before a launch")
-    sleep_levels: tuple[Literal[1, 2], ...] = Field((1,), min_length=1, description="levels it may use, preferred first")
+    port: int | None = Field(default=None, ge=1, le=65535, description="loopback port; chosen once and kept if absent")
+    url: HttpUrl | None = Field(default=None, description="for launcher 'attach': where the engine runs")
+    model_path: Path | None = Field(default=None, description="checked to exist before a launch")
+    sleep_levels: tuple[Literal[1, 2], ...] = Field(
+        default=(1,), min_length=1, description="levels it may use, preferred first"
+    )
     pin: bool = False
-    priority: int = Field(0, ge=-100, le=100)
-    preload: bool = Field(False, description="start it at service start, before anyone asks")
-    start_deadline_s: float = Field(1800, gt=0)
-    wake_deadline_s: float = Field(180, gt=0)
-    sleep_deadline_s: float = Field(300, gt=0)
-    stop_grace_s: float = Field(20, ge=0)
-    drain_bound_s: float | None = Field(None, ge=0, description="overrides the policy's")
-    wait_deadline_s: float | None = Field(None, gt=0, description="overrides the gateway's")
-    queue_max: int | None = Field(None, ge=1, description="overrides the gateway's")
+    priority: int = Field(default=0, ge=-100, le=100)
+    preload: bool = Field(default=False, description="start it at service start, before anyone asks")
+    start_deadline_s: float = Field(default=1800, gt=0)
+    wake_deadline_s: float = Field(default=180, gt=0)
+    sleep_deadline_s: float = Field(default=300, gt=0)
+    stop_grace_s: float = Field(default=20, ge=0)
+    drain_bound_s: float | None = Field(default=None, ge=0, description="overrides the policy's")
+    wait_deadline_s: float | None = Field(default=None, gt=0, description="overrides the gateway's")
+    queue_max: int | None = Field(default=None, ge=1, description="overrides the gateway's")
     overrides: OverridesConfig = OverridesConfig()
     fallback: FallbackConfig | None = None
     footprint: FootprintConfig | None = None
@@ -107,7 +142,15 @@ class EngineConfig(Section):
 
     def spec_hash(self) -> str:
         """Identifies what a running engine was started with: a change of it needs a restart of the engine."""
-        parts = (self.launcher, self.command, sorted(self.env.items()), self.gpus, self.workdir, str(self.url), self.port)
+        parts = (
+            self.launcher,
+            self.command,
+            sorted(self.env.items()),
+            self.gpus,
+            self.workdir,
+            str(self.url),
+            self.port,
+        )
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     @model_validator(mode="after")
@@ -118,29 +161,43 @@ class EngineConfig(Section):
             raise ValueError("launcher 'process' needs 'command': a list of program and arguments")
         if self.launcher != "attach" and self.url is not None:
             raise ValueError("'url' is for launcher 'attach' only: this engine gets a loopback port")
-        if len(set(self.gpus)) != len(self.gpus):
-            raise ValueError("'gpus' names a GPU twice")
+        if self.tp is not None and len(self.gpus) % self.tp:
+            raise ValueError(f"{len(self.gpus)} GPUs cannot hold whole groups of tp {self.tp}: change 'gpus' or 'tp'")
+        if len({str(g) for g in self.gpus}) != len(self.gpus):
+            raise ValueError("'gpus' names a GPU twice: remove one")
         if len(set(self.sleep_levels)) != len(self.sleep_levels):
-            raise ValueError("'sleep_levels' names a level twice")
+            raise ValueError("'sleep_levels' names a level twice: remove one")
         return self
 
 
 class GatewayConfig(Section):
-    queue_max: int = Field(256, ge=1, description="requests that may wait for one model; beyond: 429")
-    queue_total_max: int = Field(4096, ge=1, description="requests that may wait in all; beyond: 429")
-    wait_deadline_s: float = Field(600, gt=0, description="how long a request waits for its model at most")
-    body_max_mib: float = Field(64, gt=0)
-    keepalive_s: float = Field(10, gt=0, description="a stream that stands still gets an SSE comment this often")
-    freezes_max: int = Field(8, ge=0, description="how often one request may be frozen before its engine keeps its turn")
-    upstream_connect_s: float = Field(5, gt=0)
+    queue_max: int = Field(default=256, ge=1, description="requests that may wait for one model; beyond: 429")
+    queue_total_max: int = Field(default=4096, ge=1, description="requests that may wait in all; beyond: 429")
+    wait_deadline_s: float = Field(default=600, gt=0, description="how long a request waits for its model at most")
+    body_max_mib: float = Field(default=64, gt=0)
+    keepalive_s: float = Field(
+        default=10, gt=0, description="a stream that stands still gets an SSE comment this often"
+    )
+    freezes_max: int = Field(
+        default=8, ge=0, description="how often one request may be frozen before its engine keeps its turn"
+    )
+    upstream_connect_s: float = Field(default=5, gt=0)
 
 
 class PoliciesConfig(Section):
-    min_stay_s: float = Field(2.0, ge=0, description="a busy engine keeps its turn this long after a wake")
-    priority_worth_s: float = Field(30.0, ge=0, description="one step of priority weighs like this much waiting")
-    drain_bound_s: float = Field(5.0, ge=0, description="in-flight work may finish this long before it is frozen")
-    idle_sleep_s: float | None = Field(None, gt=0, description="an engine idle this long goes to sleep; absent: never")
-    wanted_horizon_s: float = Field(60.0, gt=0, description="an eviction is priced by the chance of a request within this")
+    min_stay_s: float = Field(default=2.0, ge=0, description="a busy engine keeps its turn this long after a wake")
+    priority_worth_s: float = Field(
+        default=30.0, ge=0, description="one step of priority weighs like this much waiting"
+    )
+    drain_bound_s: float = Field(
+        default=5.0, ge=0, description="in-flight work may finish this long before it is frozen"
+    )
+    idle_sleep_s: float | None = Field(
+        default=None, gt=0, description="an engine idle this long goes to sleep; absent: never"
+    )
+    wanted_horizon_s: float = Field(
+        default=60.0, gt=0, description="an eviction is priced by the chance of a request within this"
+    )
 
     def core(self) -> Policy:
         return Policy(
@@ -150,36 +207,51 @@ class PoliciesConfig(Section):
 
 class CanaryConfig(Section):
     prompt: str = "The capital of France is"
-    tokens: int = Field(8, ge=1, le=64)
-    logprob_tolerance: float = Field(0.25, gt=0, description="largest allowed difference of a token's log-probability")
-    deadline_s: float = Field(30, gt=0)
+    tokens: int = Field(default=8, ge=1, le=64)
+    logprob_tolerance: float = Field(
+        default=0.25, gt=0, description="largest allowed difference of a token's log-probability"
+    )
+    deadline_s: float = Field(default=30, gt=0)
     enabled: bool = True
 
 
 class RecoveryConfig(Section):
-    backoff_first_s: float = Field(5, gt=0)
-    backoff_max_s: float = Field(600, gt=0)
-    vram_drain_deadline_s: float = Field(60, gt=0, description="how long a killed engine's bytes may take to come back")
-    residue_tolerance_gib: float = Field(0.5, ge=0, description="how much more than its known residue may stay asleep")
-    first_sleep_frees_min: float = Field(0.5, gt=0, le=1, description="share of the footprint that a first sleep must free")
-    on_shutdown: Literal["leave", "sleep", "stop"] = Field("leave", description="what SIGTERM does to the engines")
-    shutdown_drain_s: float = Field(30, ge=0)
+    backoff_first_s: float = Field(default=5, gt=0)
+    backoff_max_s: float = Field(default=600, gt=0)
+    vram_drain_deadline_s: float = Field(
+        default=60, gt=0, description="how long a killed engine's bytes may take to come back"
+    )
+    residue_tolerance_gib: float = Field(
+        default=0.5, ge=0, description="how much more than its known residue may stay asleep"
+    )
+    first_sleep_frees_min: float = Field(
+        default=0.5, gt=0, le=1, description="share of the footprint that a first sleep must free"
+    )
+    on_shutdown: Literal["leave", "sleep", "stop"] = Field(
+        default="leave", description="what SIGTERM does to the engines"
+    )
+    shutdown_drain_s: float = Field(default=30, ge=0)
 
 
 class KeyConfig(Section):
-    name: str
+    name: str = Field(min_length=1, description="shown in refusals and events; says whose it is")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the key itself; `rotator key` makes both")
-    scopes: tuple[Literal["infer", "operate", "admin"], ...] = ("infer",)
+    scopes: tuple[Literal["infer", "operate", "admin"], ...] = Field(
+        default=("infer",), min_length=1, description="admin includes operate, which includes infer"
+    )
 
 
 class LedgerConfig(Section):
-    url: str | None = Field(None, description="any SQLAlchemy URL; SQLite in state_dir if absent")
-    deadline_s: float = Field(5, gt=0)
+    url: str | None = Field(default=None, description="any SQLAlchemy URL; SQLite in state_dir if absent")
+    deadline_s: float = Field(default=5, gt=0)
 
 
 class BindConfig(Section):
     host: str = "127.0.0.1"
-    port: int = Field(8400, ge=0, le=65535)
+    port: int = Field(default=8400, ge=0, le=65535)
+    hosts: tuple[str, ...] = Field(
+        default=(), description="further Host names that clients may use, e.g. a reverse proxy's"
+    )
 
     @property
     def is_loopback(self) -> bool:
@@ -190,9 +262,13 @@ class FleetConfig(Section):
     """A fleet: the devices, the engines on them, and how they take turns."""
 
     bind: BindConfig = BindConfig()
-    state_dir: Path = Field(Path("state"), description="ledger, engine logs; relative to the configuration file")
+    state_dir: Path = Field(
+        default=Path("state"), description="ledger, engine logs; relative to the configuration file"
+    )
     devices: DevicesConfig = DevicesConfig()
-    host_memory_gib: float | None = Field(None, gt=0, description="budget for masters in RAM; 80 % of the host if absent")
+    host_memory_gib: float | None = Field(
+        default=None, gt=0, description="budget for masters in RAM; 80 % of the host if absent"
+    )
     engines: tuple[EngineConfig, ...] = Field(min_length=1)
     gateway: GatewayConfig = GatewayConfig()
     policies: PoliciesConfig = PoliciesConfig()
@@ -212,6 +288,15 @@ class FleetConfig(Section):
                 seen[name] = engine.name
         return engines
 
+    @field_validator("keys")
+    @classmethod
+    def _keys_unique(cls, keys: tuple[KeyConfig, ...]) -> tuple[KeyConfig, ...]:
+        for what, values in (("name", [k.name for k in keys]), ("sha256", [k.sha256 for k in keys])):
+            for value in values:
+                if values.count(value) > 1:
+                    raise ValueError(f"{what} '{value}' is given to more than one key: change or remove one")
+        return keys
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         names = {e.name for e in self.engines}
@@ -219,9 +304,15 @@ class FleetConfig(Section):
         for port in ports:
             if ports.count(port) > 1:
                 raise ValueError(f"port {port} is given to more than one engine: change one")
+        if self.bind.port and self.bind.port in ports:
+            raise ValueError(f"port {self.bind.port} is bind.port and an engine's: change one")
         for engine in self.engines:
+            if engine.fallback and engine.fallback.model == engine.name:
+                raise ValueError(f"engine '{engine.name}': its fallback is itself: name another model")
             if engine.fallback and engine.fallback.model is not None and engine.fallback.model not in names:
-                raise ValueError(f"engine '{engine.name}': fallback model '{engine.fallback.model}' is no engine here")
+                raise ValueError(
+                    f"engine '{engine.name}': fallback model '{engine.fallback.model}' is no engine here: name one"
+                )
         if not self.bind.is_loopback and not self.keys:
             raise ValueError("bind.host is not loopback and there are no keys: add 'keys' or bind to 127.0.0.1")
         return self
@@ -230,39 +321,38 @@ class FleetConfig(Section):
         return next(e for e in self.engines if e.name == name)
 
 
-LoadedFleet = Annotated[FleetConfig, "with state_dir made absolute"]
+LoadedFleet = Annotated[FleetConfig, "with its paths made absolute"]
 
 
 def parse(text: str, *, base: Path) -> LoadedFleet:
     """Parse YAML text. ``base`` is what relative paths are relative to. Raises ConfigError."""
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as e:
-        raise ConfigError([f"not valid YAML: {e}"]) from None
-    if not isinstance(data, dict):
-        raise ConfigError(["the file is not a mapping: it needs at least 'engines:'"])
-    try:
+        data = read_mapping(text)
         fleet = FleetConfig.model_validate(data)
+    except TextProblem as e:
+        raise ConfigError([str(e)]) from None
     except ValidationError as e:
-        raise ConfigError([_line(error, data) for error in e.errors()]) from None
-    return fleet.model_copy(update={"state_dir": (base / fleet.state_dir).resolve()})
+        raise ConfigError(problem_lines(e, data, FleetConfig)) from None
+    engines = tuple(_absolute(engine, base) for engine in fleet.engines)
+    return fleet.model_copy(update={"state_dir": (base / fleet.state_dir).resolve(), "engines": engines})
+
+
+def _absolute(engine: EngineConfig, base: Path) -> EngineConfig:
+    """Paths in the file are relative to the file, wherever the service is started from."""
+    update: dict[str, Any] = {}
+    if engine.model_path is not None:
+        update["model_path"] = base / engine.model_path
+    if engine.workdir is not None:
+        update["workdir"] = str(base / engine.workdir)
+    return engine.model_copy(update=update) if update else engine
 
 
 def load(path: Path) -> LoadedFleet:
     """Read and validate the configuration file. Raises ConfigError with one line a problem."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError as e:
-        raise ConfigError([f"cannot read {path}: {e.strerror}"]) from None
+        raise ConfigError([f"{path}: cannot be read ({e.strerror}): give the file's path with -c"]) from None
+    except UnicodeDecodeError as e:
+        raise ConfigError([f"{path}: byte {e.start} is not UTF-8: save the file as UTF-8 text"]) from None
     return parse(text, base=path.resolve().parent)
-
-
-def _line(error: Any, data: Any) -> str:
-    """One validation error as one line: place, what is wrong, with the engine's name where there is one."""
-    place = ".".join(str(part) for part in error["loc"])
-    match error["loc"]:
-        case ("engines", int() as i, *rest):
-            named = data["engines"][i].get("name") if isinstance(data["engines"][i], dict) else None
-            place = ".".join([f"engine '{named or i}'", *map(str, rest)])
-    hint = {"extra_forbidden": "unknown key: remove it or check its spelling", "missing": "is required"}
-    return f"{place or 'file'}: {hint.get(error['type'], error['msg'].removeprefix('Value error, '))}"
