@@ -1,0 +1,51 @@
+"""Device memory that can sleep: segments by tag, masters in host memory, transactional sleep and wake."""
+
+from __future__ import annotations
+
+from allocator.core import Allocator
+from allocator.errors import (
+    AddressesExhausted,
+    AllocatorError,
+    AlreadyAsleep,
+    Capturing,
+    DriverError,
+    DriverMissing,
+    ForeignPointer,
+    HostMemoryExhausted,
+    InvalidSize,
+    LibraryMissing,
+    NotAsleep,
+    OutOfMemory,
+    RollbackFailed,
+    TagAsleep,
+    UnknownTag,
+    UsageError,
+)
+from allocator.values import TAGS, HostMemory, Segment, SleepReport, Tag, TagUsage, WakeReport
+
+__all__ = [
+    "TAGS",
+    "AddressesExhausted",
+    "Allocator",
+    "AllocatorError",
+    "AlreadyAsleep",
+    "Capturing",
+    "DriverError",
+    "DriverMissing",
+    "ForeignPointer",
+    "HostMemory",
+    "HostMemoryExhausted",
+    "InvalidSize",
+    "LibraryMissing",
+    "NotAsleep",
+    "OutOfMemory",
+    "RollbackFailed",
+    "Segment",
+    "SleepReport",
+    "Tag",
+    "TagAsleep",
+    "TagUsage",
+    "UnknownTag",
+    "UsageError",
+    "WakeReport",
+]

@@ -1,0 +1,140 @@
+"""The C ABI of `csrc/api.h`, declared once. Nothing here decides anything."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from ctypes import POINTER, c_char, c_char_p, c_double, c_int, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
+from functools import cache
+from pathlib import Path
+
+from allocator.errors import LibraryMissing
+
+
+class Error(ctypes.Structure):
+    code: int
+    driver_code: int
+    bytes_wanted: int
+    bytes_free: int
+    call: bytes
+    message: bytes
+    _fields_ = [
+        ("code", c_int32),
+        ("driver_code", c_int32),
+        ("bytes_wanted", c_uint64),
+        ("bytes_free", c_uint64),
+        ("call", c_char * 48),
+        ("message", c_char * 256),
+    ]
+
+
+class Config(ctypes.Structure):
+    _fields_ = [
+        ("slab_bytes", c_uint64),
+        ("host_budget_bytes", c_uint64),
+        ("prefault_threads", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
+class Report(ctypes.Structure):
+    seconds: float
+    fence_seconds: float
+    copy_seconds: float
+    map_seconds: float
+    bytes_device: int
+    bytes_copied: int
+    bytes_unchanged: int
+    bytes_discarded: int
+    bytes_held: int
+    _fields_ = [
+        ("seconds", c_double),
+        ("fence_seconds", c_double),
+        ("copy_seconds", c_double),
+        ("map_seconds", c_double),
+        ("bytes_device", c_uint64),
+        ("bytes_copied", c_uint64),
+        ("bytes_unchanged", c_uint64),
+        ("bytes_discarded", c_uint64),
+        ("bytes_held", c_uint64),
+    ]
+
+
+class Usage(ctypes.Structure):
+    tag: int
+    device: int
+    asleep: int
+    segments: int
+    bytes_allocated: int
+    bytes_mapped: int
+    bytes_deferred: int
+    bytes_masters: int
+    _fields_ = [
+        ("tag", c_int32),
+        ("device", c_int32),
+        ("asleep", c_int32),
+        ("segments", c_int32),
+        ("bytes_allocated", c_uint64),
+        ("bytes_mapped", c_uint64),
+        ("bytes_deferred", c_uint64),
+        ("bytes_masters", c_uint64),
+    ]
+
+
+class HostUsage(ctypes.Structure):
+    bytes_registered: int
+    bytes_used: int
+    bytes_budget: int
+    _fields_ = [("bytes_registered", c_uint64), ("bytes_used", c_uint64), ("bytes_budget", c_uint64)]
+
+
+_ERROR = POINTER(Error)
+_SIGNATURES: dict[str, list[type]] = {
+    "ra_open": [c_char_p, POINTER(Config), POINTER(c_void_p), _ERROR],
+    "ra_close": [c_void_p, _ERROR],
+    "ra_scale": [c_char_p, POINTER(c_uint64), POINTER(c_int), _ERROR],
+    "ra_alloc": [c_void_p, c_size_t, c_int, c_int, POINTER(c_uint64), _ERROR],
+    "ra_free": [c_void_p, c_uint64, c_void_p, _ERROR],
+    "ra_write": [c_void_p, c_uint64, c_size_t, c_void_p, c_size_t, _ERROR],
+    "ra_read": [c_void_p, c_uint64, c_size_t, c_void_p, c_size_t, _ERROR],
+    "ra_sleep": [c_void_p, c_uint32, c_uint32, c_int, POINTER(Report), _ERROR],
+    "ra_wake": [c_void_p, c_uint32, c_int, POINTER(Report), _ERROR],
+    "ra_prepare": [c_void_p, c_uint32, POINTER(Report), _ERROR],
+    "ra_release_masters": [c_void_p, c_uint32, POINTER(c_uint64), _ERROR],
+    "ra_collect": [c_void_p, POINTER(c_uint64), _ERROR],
+    "ra_capture": [c_void_p, c_int, _ERROR],
+    "ra_asleep_tags": [c_void_p, POINTER(c_uint32)],
+    "ra_memory_usage": [c_void_p, POINTER(Usage), c_size_t, POINTER(c_size_t)],
+    "ra_host_memory": [c_void_p, POINTER(HostUsage)],
+    "ra_torch_bind": [c_void_p],
+    "ra_torch_tag": [c_int],
+}
+
+
+def _package_folders() -> Iterator[Path]:
+    # An editable install keeps the sources where they are and puts what was built beside them on the import path.
+    package = sys.modules["allocator"]
+    yield from (Path(folder) for folder in package.__path__)
+    yield from (Path(folder) / "allocator" for folder in sys.path if folder)
+
+
+def library_path(name: str) -> Path:
+    """Where the built library `name` is. Raises LibraryMissing."""
+    for folder in _package_folders():
+        path = folder / "_lib" / name
+        if path.is_file():
+            return path
+    raise LibraryMissing(f"{name} is not built: `pip install .` builds it")
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The allocator's library with its signatures set. Raises LibraryMissing."""
+    # RTLD_LOCAL and no PyDLL: calls run without the interpreter's lock, and none of them calls back.
+    loaded = ctypes.CDLL(str(library_path("librotator_alloc.so")))
+    for name, argtypes in _SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.argtypes = argtypes
+        function.restype = c_int
+    return loaded

@@ -1,0 +1,171 @@
+// The C boundary: one mutex around every call, Error turned into the caller's ra_error, and torch's two functions.
+#include <algorithm>
+#include <atomic>
+#include <cstdio>
+#include <cstring>
+#include <mutex>
+
+#include "csrc/api.h"
+#include "csrc/error.h"
+#include "csrc/state.h"
+
+using rotator::Error;
+using rotator::State;
+
+struct ra_allocator {
+  ra_allocator(rotator::Driver driver, const ra_config& config) : state(driver, config) {}
+  std::mutex mutex;
+  State state;
+};
+
+static void fill(ra_error* out, const Error& error) {
+  if (out == nullptr) return;
+  *out = {};
+  out->code = error.code;
+  out->driver_code = error.driver_code;
+  out->bytes_wanted = error.bytes_wanted;
+  out->bytes_free = error.bytes_free;
+  std::snprintf(out->call, sizeof out->call, "%s%s", *error.call != '\0' ? "cu" : "", error.call);
+  std::snprintf(out->message, sizeof out->message, "%s", error.message.c_str());
+}
+
+template <typename Body>
+static int guarded(ra_error* out, Body body) {
+  try {
+    body();
+    return RA_OK;
+  } catch (const Error& error) {
+    fill(out, error);
+    return error.code;
+  } catch (const std::exception& error) {
+    Error internal;
+    internal.code = RA_INTERNAL;
+    internal.message = error.what();
+    fill(out, internal);
+    return RA_INTERNAL;
+  }
+}
+
+template <typename Body>
+static int locked(ra_allocator* allocator, ra_error* out, Body body) {
+  return guarded(out, [&] {
+    const std::lock_guard<std::mutex> lock(allocator->mutex);
+    body(allocator->state);
+  });
+}
+
+template <typename Body>
+static int reported(ra_allocator* allocator, ra_report* report, ra_error* out, Body body) {
+  ra_report filled{};
+  const int code = locked(allocator, out, [&](State& state) { body(state, filled); });
+  if (report != nullptr) *report = filled;
+  return code;
+}
+
+int ra_open(const char* driver_path, const ra_config* config, ra_allocator** out, ra_error* error) {
+  return guarded(error, [&] { *out = new ra_allocator(rotator::load_driver(driver_path), *config); });
+}
+
+static std::atomic<ra_allocator*> torch_allocator{nullptr};
+
+int ra_close(ra_allocator* allocator, ra_error* error) {
+  ra_allocator* bound = allocator;
+  torch_allocator.compare_exchange_strong(bound, nullptr);
+  return guarded(error, [&] { delete allocator; });
+}
+
+int ra_scale(const char* driver_path, uint64_t* scale, int* simulated, ra_error* error) {
+  return guarded(error, [&] {
+    const rotator::Driver driver = rotator::load_driver(driver_path);
+    *scale = 1;
+    *simulated = driver.SimScale != nullptr;
+    if (*simulated) RA_TRY(driver, SimScale, scale);
+  });
+}
+
+int ra_alloc(ra_allocator* allocator, size_t nbytes, int device, int tag, uint64_t* address, ra_error* error) {
+  return locked(allocator, error, [&](State& state) { *address = state.alloc(nbytes, device, tag); });
+}
+
+int ra_free(ra_allocator* allocator, uint64_t address, void* stream, ra_error* error) {
+  return locked(allocator, error, [&](State& state) { state.free(address, static_cast<CUstream>(stream)); });
+}
+
+int ra_write(ra_allocator* allocator, uint64_t address, size_t offset, const void* data, size_t nbytes,
+             ra_error* error) {
+  return locked(allocator, error, [&](State& state) { state.write(address, offset, data, nbytes); });
+}
+
+int ra_read(ra_allocator* allocator, uint64_t address, size_t offset, void* data, size_t nbytes, ra_error* error) {
+  return locked(allocator, error, [&](State& state) { state.read(address, offset, data, nbytes); });
+}
+
+int ra_sleep(ra_allocator* allocator, uint32_t tags, uint32_t offload, int strict, ra_report* report,
+             ra_error* error) {
+  return reported(allocator, report, error,
+                  [&](State& state, ra_report& filled) { state.sleep(tags, offload, strict != 0, filled); });
+}
+
+int ra_wake(ra_allocator* allocator, uint32_t tags, int strict, ra_report* report, ra_error* error) {
+  return reported(allocator, report, error,
+                  [&](State& state, ra_report& filled) { state.wake(tags, strict != 0, filled); });
+}
+
+int ra_prepare(ra_allocator* allocator, uint32_t tags, ra_report* report, ra_error* error) {
+  return reported(allocator, report, error, [&](State& state, ra_report& filled) { state.prepare(tags, filled); });
+}
+
+int ra_release_masters(ra_allocator* allocator, uint32_t tags, uint64_t* nbytes, ra_error* error) {
+  return locked(allocator, error, [&](State& state) { *nbytes = state.release_masters(tags); });
+}
+
+int ra_collect(ra_allocator* allocator, uint64_t* nbytes, ra_error* error) {
+  return locked(allocator, error, [&](State& state) { *nbytes = state.collect(); });
+}
+
+int ra_capture(ra_allocator* allocator, int begin, ra_error* error) {
+  return locked(allocator, error, [&](State& state) { state.capture(begin != 0); });
+}
+
+int ra_asleep_tags(ra_allocator* allocator, uint32_t* tags) {
+  return locked(allocator, nullptr, [&](State& state) { *tags = state.asleep_tags(); });
+}
+
+int ra_memory_usage(ra_allocator* allocator, ra_usage* rows, size_t capacity, size_t* count) {
+  return locked(allocator, nullptr, [&](State& state) {
+    const auto usage = state.usage();
+    *count = usage.size();
+    std::copy_n(usage.begin(), std::min(capacity, usage.size()), rows);
+  });
+}
+
+int ra_host_memory(ra_allocator* allocator, ra_host_usage* usage) {
+  return locked(allocator, nullptr, [&](State& state) { *usage = state.host_usage(); });
+}
+
+// torch passes no context to its pluggable allocator, so the one it serves is bound here; the tag is the thread's,
+// as is torch's routing to a pool.
+static thread_local int torch_tag = RA_WEIGHTS;
+
+int ra_torch_bind(ra_allocator* allocator) {
+  torch_allocator = allocator;
+  return RA_OK;
+}
+
+int ra_torch_tag(int tag) { return std::exchange(torch_tag, tag); }
+
+void* rotator_malloc(ssize_t nbytes, int device, void*) {
+  ra_allocator* allocator = torch_allocator;
+  uint64_t address = 0;
+  if (allocator == nullptr || nbytes <= 0) return nullptr;
+  const int code = ra_alloc(allocator, static_cast<size_t>(nbytes), device, torch_tag, &address, nullptr);
+  return code == RA_OK ? reinterpret_cast<void*>(address) : nullptr;
+}
+
+void rotator_free(void* address, ssize_t, int, void* stream) {
+  ra_allocator* allocator = torch_allocator;
+  if (allocator == nullptr || address == nullptr) return;
+  ra_error error{};
+  if (ra_free(allocator, reinterpret_cast<uint64_t>(address), stream, &error) != RA_OK)
+    std::fprintf(stderr, "rotator: free of %p refused: %s\n", address, error.message);
+}

@@ -1,0 +1,85 @@
+#include "csrc/vmm.h"
+
+namespace rotator {
+
+// A card that cannot answer an attribute query lacks the feature: the error ends here and poisons no later call.
+static int attribute(const Driver& driver, CUdevice device, int name, int otherwise) {
+  int value = 0;
+  return driver.DeviceGetAttribute(&value, name, device) == CUDA_SUCCESS ? value : otherwise;
+}
+
+static CUmemAllocationProp allocation_prop(const Driver& driver, CUdevice device) {
+  CUmemAllocationProp prop{};
+  prop.type = CU_MEM_ALLOCATION_TYPE_PINNED;
+  prop.location = {CU_MEM_LOCATION_TYPE_DEVICE, device};
+  // NICs register such memory only when it was created for it.
+  prop.allocFlags.gpuDirectRDMACapable =
+      attribute(driver, device, CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED, 0) != 0;
+  return prop;
+}
+
+Device::Device(const Driver& table, int number) : driver(table), index(number) {
+  RA_TRY(driver, DeviceGet, &handle, number);
+  RA_TRY(driver, DeviceTotalMem, &total_bytes, handle);
+  prop = allocation_prop(driver, handle);
+  numa_node = attribute(driver, handle, CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID, -1);
+  RA_TRY(driver, DevicePrimaryCtxRetain, &context, handle);
+  try {
+    ContextScope scope(*this);
+    RA_TRY(driver, MemGetAllocationGranularity, &granularity, &prop, CU_MEM_ALLOC_GRANULARITY_MINIMUM);
+    RA_TRY(driver, StreamCreate, &stream, CU_STREAM_NON_BLOCKING);
+  } catch (...) {
+    driver.DevicePrimaryCtxRelease(handle);
+    throw;
+  }
+}
+
+Device::~Device() {
+  {
+    QuietContext scope(*this);
+    driver.StreamDestroy(stream);
+  }
+  driver.DevicePrimaryCtxRelease(handle);
+}
+
+std::size_t Device::bytes_free() const {
+  std::size_t free = 0, total = 0;
+  QuietContext scope(*this);
+  return driver.MemGetInfo(&free, &total) == CUDA_SUCCESS ? free : 0;
+}
+
+ContextScope::ContextScope(const Device& device) : driver_(device.driver) {
+  RA_TRY(driver_, CtxPushCurrent, device.context);
+}
+
+ContextScope::~ContextScope() {
+  CUcontext popped = nullptr;
+  driver_.CtxPopCurrent(&popped);
+}
+
+QuietContext::QuietContext(const Device& device) noexcept
+    : driver_(device.driver), pushed_(driver_.CtxPushCurrent(device.context) == CUDA_SUCCESS) {}
+
+QuietContext::~QuietContext() {
+  CUcontext popped = nullptr;
+  if (pushed_) driver_.CtxPopCurrent(&popped);
+}
+
+Reservation::Reservation(const Device& device, std::size_t nbytes) : driver_(device.driver), nbytes_(nbytes) {
+  RA_TRY(driver_, MemAddressReserve, &address_, nbytes, 0, 0, 0);
+}
+
+Reservation::~Reservation() { driver_.MemAddressFree(address_, nbytes_); }
+
+Allocation::Allocation(const Device& device, std::size_t nbytes) : driver_(device.driver) {
+  RA_TRY(driver_, MemCreate, &handle_, nbytes, &device.prop, 0);
+}
+
+CUresult Allocation::release() noexcept {
+  if (handle_ == 0) return CUDA_SUCCESS;
+  const CUresult result = driver_.MemRelease(handle_);
+  if (result == CUDA_SUCCESS) handle_ = 0;
+  return result;
+}
+
+}  // namespace rotator

@@ -1,0 +1,91 @@
+// Ownership of the driver's virtual memory objects: a context in scope, a reservation of addresses, an allocation of
+// device bytes. What is fallible to give back says so; destructors try once and keep quiet.
+#pragma once
+
+#include <cstddef>
+#include <utility>
+
+#include "csrc/driver.h"
+#include "csrc/error.h"
+
+namespace rotator {
+
+// One device as this process sees it: its primary context (torch's too), our copy stream, its sizes.
+class Device {
+ public:
+  Device(const Driver& driver, int index);
+  ~Device();
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+
+  std::size_t bytes_free() const;
+
+  const Driver& driver;
+  int index;
+  CUdevice handle = 0;
+  CUcontext context = nullptr;
+  CUstream stream = nullptr;
+  std::size_t total_bytes = 0;
+  std::size_t granularity = 0;
+  int numa_node = -1;
+  CUmemAllocationProp prop{};
+};
+
+class ContextScope {
+ public:
+  explicit ContextScope(const Device& device);
+  ~ContextScope();
+  ContextScope(const ContextScope&) = delete;
+  ContextScope& operator=(const ContextScope&) = delete;
+
+ private:
+  const Driver& driver_;
+};
+
+// The same for paths that may not throw: undo, commit, destructors. A refused push is met again by the calls inside.
+class QuietContext {
+ public:
+  explicit QuietContext(const Device& device) noexcept;
+  ~QuietContext();
+  QuietContext(const QuietContext&) = delete;
+  QuietContext& operator=(const QuietContext&) = delete;
+
+ private:
+  const Driver& driver_;
+  bool pushed_;
+};
+
+class Reservation {
+ public:
+  Reservation(const Device& device, std::size_t nbytes);
+  ~Reservation();
+  Reservation(const Reservation&) = delete;
+  Reservation& operator=(const Reservation&) = delete;
+
+  CUdeviceptr address() const { return address_; }
+  std::size_t nbytes() const { return nbytes_; }
+
+ private:
+  const Driver& driver_;
+  CUdeviceptr address_ = 0;
+  std::size_t nbytes_;
+};
+
+// Device bytes behind one handle, mapped or not. `release` keeps the handle when the driver refuses to take it.
+class Allocation {
+ public:
+  Allocation(const Device& device, std::size_t nbytes);
+  ~Allocation() { release(); }
+  Allocation(Allocation&& other) noexcept : driver_(other.driver_), handle_(std::exchange(other.handle_, 0)) {}
+  Allocation(const Allocation&) = delete;
+  Allocation& operator=(const Allocation&) = delete;
+
+  CUmemGenericAllocationHandle handle() const { return handle_; }
+  CUresult release() noexcept;
+
+ private:
+  const Driver& driver_;
+  CUmemGenericAllocationHandle handle_ = 0;
+};
+
+}  // namespace rotator

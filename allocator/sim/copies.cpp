@@ -1,0 +1,133 @@
+// Copies, fills and kernels: work in streams. The device's side is checked when the work ends, not when it is queued:
+// memory unmapped under it is an illegal address, and from then on nothing works.
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <iterator>
+
+#include "csrc/digest.h"
+#include "sim/sim.h"
+
+namespace sim {
+
+constexpr int kToDevice = 0, kToHost = 1;
+
+static Clock::duration link_time(std::size_t nbytes) {
+  const BoxConfig& config = sim().box->config();
+  if (config.copy_gib_s <= 0) return {};
+  const double shown_gib = static_cast<double>(nbytes) * static_cast<double>(config.scale) / (1u << 30);
+  return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(shown_gib / config.copy_gib_s));
+}
+
+static bool is_registered(const void* data, std::size_t nbytes) {
+  const auto* start = static_cast<const char*>(data);
+  auto it = sim().registered.upper_bound(start);
+  if (it == sim().registered.begin()) return false;
+  --it;
+  return start + nbytes <= it->first + it->second;
+}
+
+static CUresult move(void* to, const void* from, CUdeviceptr device_side, std::size_t nbytes) {
+  if (!accessible(device_side, nbytes)) return CUDA_ERROR_ILLEGAL_ADDRESS;
+  std::memcpy(to, from, nbytes);
+  return CUDA_SUCCESS;
+}
+
+// Pageable host memory makes an asynchronous copy wait, as on a GPU.
+static CUresult copy(Lock& lock, int direction, void* to, const void* from, std::size_t nbytes, CUstream stream,
+                     bool wait) {
+  stream = stream_or_default(stream);
+  SIM_CHECK(stream != nullptr, CUDA_ERROR_INVALID_HANDLE);
+  const void* host = direction == kToDevice ? from : to;
+  const auto device_side = reinterpret_cast<CUdeviceptr>(direction == kToDevice ? to : from);
+  SIM_CHECK(accessible(device_side, nbytes), CUDA_ERROR_INVALID_VALUE);
+  Op op;
+  op.effect = [=] { return move(to, from, device_side, nbytes); };
+  op.cost = link_time(nbytes);
+  op.link = &sim().links[stream->device][direction];
+  const bool blocks = wait || !is_registered(host, nbytes);
+  if (const CUresult result = enqueue(stream, std::move(op))) return result;
+  return blocks ? wait_for(lock, [&] { return stream->ops.empty(); }) : CUDA_SUCCESS;
+}
+
+static CUresult fill(CUdeviceptr address, int value, std::size_t nbytes) {
+  if (!accessible(address, nbytes)) return CUDA_ERROR_ILLEGAL_ADDRESS;
+  std::memset(reinterpret_cast<void*>(address), value, nbytes);
+  return CUDA_SUCCESS;
+}
+
+static void* at(CUdeviceptr address) { return reinterpret_cast<void*>(address); }
+
+}  // namespace sim
+
+using namespace sim;
+
+SIM_EXPORT CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void* from, std::size_t nbytes, CUstream stream) {
+  SIM_CALL("cuMemcpyHtoDAsync");
+  return copy(lock, kToDevice, at(to), from, nbytes, stream, false);
+}
+
+SIM_EXPORT CUresult cuMemcpyDtoHAsync_v2(void* to, CUdeviceptr from, std::size_t nbytes, CUstream stream) {
+  SIM_CALL("cuMemcpyDtoHAsync");
+  return copy(lock, kToHost, to, at(from), nbytes, stream, false);
+}
+
+SIM_EXPORT CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void* from, std::size_t nbytes) {
+  SIM_CALL("cuMemcpyHtoD");
+  if (const CUresult broken = break_captures()) return broken;
+  return copy(lock, kToDevice, at(to), from, nbytes, nullptr, true);
+}
+
+SIM_EXPORT CUresult cuMemcpyDtoH_v2(void* to, CUdeviceptr from, std::size_t nbytes) {
+  SIM_CALL("cuMemcpyDtoH");
+  if (const CUresult broken = break_captures()) return broken;
+  return copy(lock, kToHost, to, at(from), nbytes, nullptr, true);
+}
+
+SIM_EXPORT CUresult cuMemsetD8Async(CUdeviceptr address, unsigned char value, std::size_t nbytes, CUstream stream) {
+  SIM_CALL("cuMemsetD8Async");
+  stream = stream_or_default(stream);
+  SIM_CHECK(stream != nullptr, CUDA_ERROR_INVALID_HANDLE);
+  SIM_CHECK(accessible(address, nbytes), CUDA_ERROR_INVALID_VALUE);
+  Op op;
+  op.effect = [=] { return fill(address, value, nbytes); };
+  return enqueue(stream, std::move(op));
+}
+
+SIM_EXPORT CUresult cuMemHostRegister_v2(void* data, std::size_t nbytes, unsigned) {
+  SIM_CALL("cuMemHostRegister");
+  SIM_CHECK(current() != nullptr, CUDA_ERROR_INVALID_CONTEXT);
+  const auto* start = static_cast<const char*>(data);
+  const auto next = s.registered.lower_bound(start + nbytes);
+  const bool overlaps = next != s.registered.begin() && std::prev(next)->first + std::prev(next)->second > start;
+  SIM_CHECK(!overlaps, CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED);
+  s.registered.emplace(start, nbytes);
+  return CUDA_SUCCESS;
+}
+
+SIM_EXPORT CUresult cuMemHostUnregister(void* data) {
+  SIM_CALL("cuMemHostUnregister");
+  SIM_CHECK(current() != nullptr, CUDA_ERROR_INVALID_CONTEXT);
+  const bool known = s.registered.erase(static_cast<const char*>(data)) != 0;
+  return known ? CUDA_SUCCESS : CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
+}
+
+// A kernel that fills a range when it ends. `held` kernels wait until nothing is held: see rotatorSimHold.
+SIM_EXPORT CUresult rotatorSimLaunch(CUstream stream, CUdeviceptr address, std::size_t nbytes, int value, int held) {
+  SIM_CALL("cuLaunchKernel");
+  stream = stream_or_default(stream);
+  SIM_CHECK(stream != nullptr, CUDA_ERROR_INVALID_HANDLE);
+  Op op;
+  op.effect = [=] { return fill(address, value, nbytes); };
+  op.held = held != 0;
+  return enqueue(stream, std::move(op));
+}
+
+SIM_EXPORT CUresult rotatorSimDigest(CUdeviceptr address, std::size_t nbytes, uint64_t* words) {
+  SIM_CALL("rotatorSimDigest");
+  SIM_CHECK(accessible(address, nbytes), CUDA_ERROR_ILLEGAL_ADDRESS);
+  const rotator::Digest digest = rotator::digest_of(at(address), nbytes);
+  std::copy(std::begin(digest.words), std::end(digest.words), words);
+  return CUDA_SUCCESS;
+}

@@ -1,0 +1,127 @@
+// The simulated driver's state in one process: contexts, mappings, streams and their virtual time, one mutex for all.
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <vector>
+
+#include "csrc/driver.h"
+#include "csrc/ranges.h"
+#include "sim/box.h"
+#include "sim/faults.h"
+
+#define SIM_EXPORT extern "C" __attribute__((visibility("default")))
+
+struct CUctx_st {
+  int device;  // the box's index
+  int references = 0;
+};
+
+struct CUevent_st {
+  unsigned pending = 0;
+};
+
+namespace sim {
+
+using Clock = std::chrono::steady_clock;
+
+// Work in a stream: it starts when what it waits for is done and its link is free, lasts its cost, and takes effect at
+// its end. Nothing runs by itself: whoever asks the driver anything pumps what is due.
+struct Op {
+  std::function<CUresult()> effect;
+  Clock::duration cost{};
+  Clock::time_point* link = nullptr;    // the direction of a device's link that it occupies
+  bool held = false;                    // a kernel that waits for rotatorSimRelease
+  std::shared_ptr<CUevent_st> awaited;  // started only when this event is done
+  Clock::time_point queued_at{};
+  Clock::time_point done_at{};
+  bool started = false;
+};
+
+}  // namespace sim
+
+struct CUstream_st {
+  int device;
+  std::deque<sim::Op> ops;
+  sim::Clock::time_point ready_at{};
+  bool capturing = false;
+  bool capture_broken = false;
+};
+
+namespace sim {
+
+// Physical bytes of one device in this process: ranges of one memory file.
+struct Physical {
+  int fd = -1;
+  rotator::Ranges ranges;
+};
+
+struct Handle {
+  int device;
+  std::size_t offset;
+  std::size_t nbytes;
+  unsigned mappings = 0;
+  bool released = false;
+};
+
+struct MappedRange {
+  std::size_t nbytes;
+  CUmemGenericAllocationHandle handle;
+  bool access;
+};
+
+struct Sim {
+  std::mutex mutex;
+  std::condition_variable changed;
+  Box* box = nullptr;
+  pid_t pid = 0;
+  CUresult sticky = CUDA_SUCCESS;  // as on a GPU: after an illegal address nothing works any more
+  std::vector<int> visible;
+  std::map<int, std::unique_ptr<CUctx_st>> contexts;
+  std::map<int, Physical> physical;
+  std::map<CUdeviceptr, std::size_t> reservations;
+  std::map<CUdeviceptr, MappedRange> mappings;
+  std::map<CUmemGenericAllocationHandle, Handle> handles;
+  CUmemGenericAllocationHandle next_handle = 1;
+  std::map<const char*, std::size_t> registered;
+  std::set<CUstream> streams;
+  std::map<int, CUstream> default_streams;
+  std::map<CUevent, std::shared_ptr<CUevent_st>> events;
+  std::map<int, std::array<Clock::time_point, 2>> links;  // to the device, to the host
+  bool hold = false;
+};
+
+Sim& sim();
+using Lock = std::unique_lock<std::mutex>;
+
+// memory.cpp
+std::size_t granularity();
+bool accessible(CUdeviceptr address, std::size_t nbytes);
+// streams.cpp: all under the mutex
+CUcontext current();
+CUstream stream_or_default(CUstream stream);
+CUresult enqueue(CUstream stream, Op op);
+bool pump();
+CUresult wait_for(Lock& lock, const std::function<bool()>& done);
+CUresult break_captures();
+
+}  // namespace sim
+
+#define SIM_CHECK(condition, code) \
+  do {                             \
+    if (!(condition)) return code; \
+  } while (0)
+
+// Rule check, then the lock, then what an unusable driver answers to everything.
+#define SIM_CALL(call)                                                                           \
+  SIM_ENTER(call);                                                                               \
+  ::sim::Sim& s = ::sim::sim();                                                                  \
+  ::sim::Lock lock(s.mutex);                                                                     \
+  SIM_CHECK(s.box != nullptr && s.pid == getpid(), CUDA_ERROR_NOT_INITIALIZED);                  \
+  SIM_CHECK(s.sticky == CUDA_SUCCESS, s.sticky)
