@@ -1,0 +1,88 @@
+"""What stands before every operators' route: foreign pages and odd bodies are refused, scopes are asked for."""
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+from fastapi import Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from rotator.service import problems
+from rotator.service.keys import Authorize, Denial, Guard
+from rotator.service.keys import Scope as KeyScope
+from rotator.service.problems import ProblemError
+
+BODY_MAX_BYTES = 64 * 1024
+_BEARER = HTTPBearer(
+    auto_error=False,
+    description="A key of the configuration file. Scopes: infer < operate < admin. Without configured keys the service "
+    "listens on loopback only and trusts who reaches it there.",
+)
+
+
+class Gate:
+    """ASGI middleware. A JSON body needs a preflight that a foreign page does not get; a form would not."""
+
+    def __init__(self, app: ASGIApp, guard: Guard | None) -> None:
+        self._app = app
+        self._guard = guard
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = self._refusal(scope) if scope["type"] == "http" else None
+        if refused is None:
+            await self._app(scope, receive, send)
+        else:
+            await problems.response(refused, scope["path"])(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> ProblemError | None:
+        headers = Headers(scope=scope)
+        denial = self._guard(scope["method"], headers) if self._guard else None
+        if denial is not None:
+            return denied(denial)
+        return _body_refusal(headers) if scope["method"] == "POST" else None
+
+
+def _body_refusal(headers: Headers) -> ProblemError | None:
+    length = headers.get("content-length", "0")
+    if "transfer-encoding" in headers:
+        return ProblemError(411, "length", "Length required", "send the body with a content-length")
+    if not length.isdecimal() or int(length) > BODY_MAX_BYTES:
+        return ProblemError(413, "too-large", "Too large", f"a body here has at most {BODY_MAX_BYTES} bytes")
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if int(length) and media_type != "application/json":
+        detail = "send the body as JSON with 'content-type: application/json'"
+        return ProblemError(415, "media-type", "Not JSON", detail)
+    return None
+
+
+def denied(denial: Denial) -> ProblemError:
+    kind, title = {
+        401: ("unauthorized", "A key is needed"),
+        421: ("wrong-host", "Wrong host"),
+    }.get(denial.status, ("forbidden", "Not allowed"))
+    return ProblemError(denial.status, kind, title, str(denial))
+
+
+class Need:
+    """Makes the dependency that asks for a scope: ``dependencies=[need("operate")]``."""
+
+    def __init__(self, authorize: Authorize) -> None:
+        self._authorize = authorize
+
+    def __call__(self, scope: KeyScope) -> Any:
+        return Security(self._checker(scope), scopes=[scope])
+
+    def check(self, request: Request, scope: KeyScope) -> None:
+        """Raises ProblemError where the request's key lacks the scope."""
+        denial = self._authorize(request.headers, scope)
+        if denial is not None:
+            raise denied(denial)
+
+    def _checker(self, scope: KeyScope) -> Callable[..., Awaitable[None]]:
+        async def has_scope(
+            request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]
+        ) -> None:
+            self.check(request, scope)
+
+        return has_scope
