@@ -1,0 +1,191 @@
+"""Who yields: the options an engine has for making room, what each costs, and the cheapest set that frees enough."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rotator.core.values import Action, Demand, Engine, GpuId, Level, Policy, State
+
+EXACT_MAX = 12
+"""Up to this many candidates the cheapest set is found by exact search; above, greedily: a search could take long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One way in which one engine makes room. ``frees`` is in bytes, ``cost_s`` in seconds of waiting it causes."""
+
+    engine: Engine
+    action: Action
+    level: Level | None
+    frees: Mapping[GpuId, int]
+    cost_s: float
+    host_bytes: int = 0
+
+
+def sleep_options(engine: Engine, charged: tuple[int, ...], policy: Policy) -> list[Option]:
+    """An awake engine's ways to sleep, the preferred level first. No later one costs less than an earlier one."""
+    frees = {gpu: max(0, now - rest) for gpu, now, rest in zip(engine.gpus, charged, engine.residue_bytes, strict=True)}
+    back, own = _wanted_back(engine.demand), engine.sleep_cost_s + _interruption_s(engine, policy)
+    options: list[Option] = []
+    cost_s = 0.0
+    for level in engine.levels:
+        if level is Level.PAUSE:
+            continue  # frees nothing
+        cost_s = max(cost_s, own + back * _wake_s(engine, level))
+        host_bytes = engine.host_bytes if level is Level.HOST else 0
+        options.append(Option(engine, Action.SLEEP, level, frees, cost_s, host_bytes))
+    return options
+
+
+def stop_option(engine: Engine, charged: tuple[int, ...], policy: Policy, at_least_s: float = 0.0) -> Option:
+    """Stopping it: frees all that it is charged with, and never costs less than ``at_least_s``.
+
+    How long a stop takes is not measured apart: a sleep's time stands for it.
+    """
+    own = engine.sleep_cost_s + _interruption_s(engine, policy)
+    cost_s = max(at_least_s, own + _wanted_back(engine.demand) * engine.start_cost_s)
+    return Option(engine, Action.STOP, None, dict(zip(engine.gpus, charged, strict=True)), cost_s)
+
+
+def _wanted_back(demand: Demand) -> float:
+    return 1.0 if demand.waiting or demand.in_flight or demand.frozen else demand.likely_wanted
+
+
+def _interruption_s(engine: Engine, policy: Policy) -> float:
+    """What its streams lose: the drain, then each stands still at least until the engine's next wake."""
+    if engine.state is not State.AWAKE or not engine.demand.in_flight:
+        return 0.0
+    return policy.drain_bound_s + engine.demand.in_flight * engine.wake_cost_s
+
+
+def _wake_s(engine: Engine, level: Level) -> float:
+    """``wake_cost_s`` was measured at the preferred level. From another level weights may have to be read again: an
+    unmeasured guess of half a start, which also reads them and initialises besides."""
+    if level is engine.levels[0]:
+        return engine.wake_cost_s
+    return max(engine.wake_cost_s, engine.start_cost_s / 2)
+
+
+def covers(deficits: Mapping[GpuId, int], offers: Sequence[Sequence[Option]]) -> bool:
+    """Whether all candidates together would free enough, host RAM aside."""
+    return all(
+        sum(max((o.frees.get(gpu, 0) for o in options), default=0) for options in offers) >= wanted
+        for gpu, wanted in deficits.items()
+    )
+
+
+def cheapest(
+    deficits: Mapping[GpuId, int], offers: Sequence[Sequence[Option]], host_free_bytes: int
+) -> tuple[Option, ...] | None:
+    """The cheapest set of options, at most one a candidate, that frees every deficit within the host RAM; None if none.
+
+    ``offers`` has one sequence of options a candidate, preferred first. Exact up to EXACT_MAX useful candidates. The
+    result never holds an option that could be left out.
+    """
+    gpus, wanted = tuple(deficits), tuple(deficits.values())
+    table = [[_Row(tuple([o.frees.get(gpu, 0) for gpu in gpus]), o) for o in options] for options in offers]
+    table = [rows for rows in table if any(any(row.frees) for row in rows)]
+    if not covers(deficits, offers):
+        return None
+    chosen = _greedy(wanted, table, host_free_bytes)
+    if len(table) <= EXACT_MAX:
+        chosen = _Search(wanted, table, host_free_bytes).best(chosen)
+    elif chosen is None:  # spend as little host RAM as possible instead
+        chosen = _greedy(wanted, [sorted(r, key=lambda row: row.option.host_bytes) for r in table], host_free_bytes)
+    return None if chosen is None else tuple(row.option for row in _needed(wanted, chosen))
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """An option with its bytes lined up with the deficits."""
+
+    frees: tuple[int, ...]
+    option: Option
+
+
+def _greedy(wanted: tuple[int, ...], table: list[list[_Row]], host_free: int) -> list[_Row] | None:
+    """Take what frees most of the rest for its cost, until nothing is wanted. None if it gets stuck."""
+    rest, left, chosen = list(wanted), list(table), list[_Row]()
+    while any(r > 0 for r in rest):
+        best: tuple[float, int, _Row] | None = None
+        for index, rows in enumerate(left):
+            row = next((r for r in rows if r.option.host_bytes <= max(0, host_free)), None)
+            if row is None:
+                continue
+            useful = sum(min(r, f) for r, f in zip(rest, row.frees, strict=True) if r > 0)
+            worth = useful / (row.option.cost_s + 1e-9)
+            if useful > 0 and (best is None or worth > best[0]):
+                best = (worth, index, row)
+        if best is None:
+            return None
+        _, index, row = best
+        del left[index]
+        chosen.append(row)
+        host_free -= row.option.host_bytes
+        rest = [r - f for r, f in zip(rest, row.frees, strict=True)]
+    return chosen
+
+
+def _needed(wanted: tuple[int, ...], chosen: list[_Row]) -> list[_Row]:
+    """Leave out, dearest first, whatever the others make superfluous."""
+    kept = list(chosen)
+    for row in sorted(chosen, key=lambda row: -row.option.cost_s):
+        others = [r for r in kept if r is not row]
+        if all(sum(r.frees[i] for r in others) >= size for i, size in enumerate(wanted)):
+            kept = others
+    return kept
+
+
+class _Search:
+    """Depth-first branch and bound over the candidates: take one of its options, or none."""
+
+    def __init__(self, wanted: tuple[int, ...], table: list[list[_Row]], host_free: int) -> None:
+        self._wanted = wanted
+        self._table = sorted(table, key=lambda rows: rows[0].option.cost_s)
+        self._host_free = host_free
+        self._best: list[_Row] | None = None
+        self._best_cost_s = float("inf")
+        self._reach, self._rates = self._bounds()
+
+    def _bounds(self) -> tuple[list[list[int]], list[list[float]]]:
+        """For every suffix of the candidates and every deficit: the bytes it can free at most, and at what least cost
+        a byte. The first says when to give up, the second what the rest must cost at least."""
+        reach = [[0] * len(self._wanted)]
+        rates = [[float("inf")] * len(self._wanted)]
+        for rows in reversed(self._table):
+            most = [max(row.frees[i] for row in rows) for i in range(len(self._wanted))]
+            rate = [
+                min((row.option.cost_s / row.frees[i] for row in rows if row.frees[i]), default=float("inf"))
+                for i in range(len(self._wanted))
+            ]
+            reach.append([a + b for a, b in zip(reach[-1], most, strict=True)])
+            rates.append([min(a, b) for a, b in zip(rates[-1], rate, strict=True)])
+        return reach[::-1], rates[::-1]
+
+    def best(self, known: list[_Row] | None) -> list[_Row] | None:
+        """The cheapest cover; ``known`` is a cover to beat."""
+        if known is not None:
+            self._best, self._best_cost_s = known, sum(row.option.cost_s for row in known)
+        self._visit(0, self._wanted, [], 0.0, self._host_free)
+        return self._best
+
+    def _visit(self, index: int, rest: tuple[int, ...], taken: list[_Row], cost_s: float, host_free: int) -> None:
+        if cost_s >= self._best_cost_s - 1e-9:
+            return
+        if max(rest, default=0) <= 0:
+            self._best, self._best_cost_s = list(taken), cost_s
+            return
+        bound = 0.0
+        for r, reach, rate in zip(rest, self._reach[index], self._rates[index], strict=True):
+            if r > reach:
+                return
+            if r > 0:
+                bound = max(bound, r * rate)
+        if cost_s + bound >= self._best_cost_s - 1e-9:
+            return
+        for row in self._table[index]:
+            if row.option.host_bytes <= max(0, host_free):
+                left = tuple([r - f for r, f in zip(rest, row.frees, strict=True)])
+                taken.append(row)
+                self._visit(index + 1, left, taken, cost_s + row.option.cost_s, host_free - row.option.host_bytes)
+                taken.pop()
+        self._visit(index + 1, rest, taken, cost_s, host_free)

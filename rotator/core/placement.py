@@ -1,0 +1,146 @@
+"""What fits where, in bytes.
+
+An engine is charged, on each of its GPUs, with the larger of what its state says it needs and what it was seen to hold.
+What a GPU has free is its total less its reserve, less what foreign processes hold, less these charges.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from rotator.core.values import BlockKind, Depth, Engine, Gpu, GpuId, State
+
+GIB = 1 << 30
+
+_AWAKE_SIZED = frozenset({State.AWAKE, State.DRAINING, State.FALLING_ASLEEP, State.WAKING, State.STARTING})
+_NOT_RUNNING = frozenset({State.STOPPED, State.FAILED, State.QUARANTINED})
+
+
+def gib(size_bytes: int) -> str:
+    """Bytes as people read them, e.g. ``88.0 GiB``."""
+    return f"{size_bytes / GIB:.1f} GiB"
+
+
+def charge(engine: Engine) -> tuple[int, ...]:
+    """Bytes that the engine takes on each of its GPUs now, parallel to ``engine.gpus``.
+
+    A transition is charged at its larger end. Engines without processes are charged only with what was seen to be held.
+    """
+    held = engine.held_bytes
+    if engine.state in _AWAKE_SIZED:
+        known = engine.awake_bytes
+    elif engine.state is State.ASLEEP and engine.depth is Depth.KV:
+        return (
+            engine.awake_bytes if held is None else held
+        )  # its weights are still there: only a reading tells how much
+    elif engine.state is State.ASLEEP:
+        known = engine.residue_bytes
+    else:
+        return (0,) * len(engine.gpus) if held is None else held
+    return known if held is None else tuple(map(max, known, held))
+
+
+def need(engine: Engine, charged: tuple[int, ...]) -> tuple[int, ...]:
+    """Bytes that must be free on each of its GPUs before the engine may wake or start, parallel to ``engine.gpus``.
+
+    A wake grows from what is charged already. A start gets no such credit: what is still held belongs to old processes.
+    """
+    if engine.state is State.ASLEEP:
+        return tuple([max(0, awake - now) for awake, now in zip(engine.awake_bytes, charged, strict=True)])
+    return engine.awake_bytes
+
+
+def immovable(engine: Engine, charged: tuple[int, ...]) -> tuple[int, ...]:
+    """The part of the charge that no plan can take away: all of a dead engine's, the residue of one we may not stop."""
+    if engine.state in _NOT_RUNNING:
+        return charged
+    if engine.can_stop:
+        return (0,) * len(charged)
+    if engine.state is State.ASLEEP:
+        return charged
+    return tuple(map(min, engine.residue_bytes, charged))
+
+
+class Room:
+    """Every GPU's bytes and residents, indexed once a plan. Nothing in it changes afterwards.
+
+    ``most`` is what would be free if everything that a plan may move were gone.
+    """
+
+    __slots__ = ("_immovable", "_pinned", "capacity", "charged", "free", "most", "residents")
+
+    def __init__(self, gpus: Mapping[GpuId, Gpu], engines: Iterable[Engine]) -> None:
+        self.capacity = {id: g.total_bytes - g.reserve_bytes - g.foreign_bytes for id, g in gpus.items()}
+        self.free = dict(self.capacity)
+        self.residents: dict[GpuId, list[Engine]] = {id: [] for id in gpus}
+        self.charged: dict[str, tuple[int, ...]] = {}
+        self._immovable = dict.fromkeys(gpus, 0)
+        self._pinned = dict.fromkeys(gpus, 0)
+        for engine in engines:
+            self._add(engine)
+        self.most = {id: self.capacity[id] - self._immovable[id] - self._pinned[id] for id in gpus}
+
+    def _add(self, engine: Engine) -> None:
+        charged = self.charged[engine.name] = charge(engine)
+        free, residents = self.free, self.residents
+        for gpu, taken in zip(engine.gpus, charged, strict=True):
+            if gpu in free:
+                free[gpu] -= taken
+                residents[gpu].append(engine)
+        if engine.pinned or not engine.can_stop or engine.state in _NOT_RUNNING:
+            self._add_standing(engine, charged)
+
+    def _add_standing(self, engine: Engine, charged: tuple[int, ...]) -> None:
+        fixed = immovable(engine, charged)
+        for gpu, stays, taken in zip(engine.gpus, fixed, charged, strict=True):
+            if gpu in self._immovable:
+                self._immovable[gpu] += stays
+                self._pinned[gpu] += taken - stays if engine.pinned else 0
+
+    def hopeless(self, engine: Engine, index: int) -> tuple[BlockKind, int] | None:
+        """Why the engine cannot have its ``index``-th GPU whoever else yields, and the bytes it could get there."""
+        gpu, wanted, charged = engine.gpus[index], engine.awake_bytes[index], self.charged[engine.name]
+        own_fixed = own = 0
+        if engine.state is State.ASLEEP:  # what it holds now grows into what it wants
+            own_fixed = immovable(engine, charged)[index]
+            own = charged[index] if engine.pinned else own_fixed
+        within = self.capacity[gpu] - self._immovable[gpu] + own_fixed
+        if wanted > within:
+            return BlockKind.NEVER_FITS, within
+        within = self.most[gpu] + own
+        return (BlockKind.PINNED, within) if wanted > within else None
+
+
+def never_fits(gpus: Mapping[GpuId, Gpu], engines: Iterable[Engine]) -> tuple[str, ...]:
+    """What this fleet can never do, one line each with the fix: for ``rotator check``.
+
+    Engines are judged by their footprints alone, in whatever state they are.
+    """
+    fleet = tuple(engines)
+    problems = [line for engine in fleet for line in _too_large(gpus, fleet, engine)]
+    for id, gpu in gpus.items():
+        pinned = [(e.name, e.awake_bytes[e.gpus.index(id)]) for e in fleet if e.pinned and id in e.gpus]
+        total, usable = sum(size for _, size in pinned), gpu.total_bytes - gpu.reserve_bytes - gpu.foreign_bytes
+        if len(pinned) > 1 and total > usable:
+            names = ", ".join(name for name, _ in pinned)
+            problems.append(
+                f"{id}: the pinned engines {names} need {gib(total)} together and {gib(usable)} are usable: unpin one"
+            )
+    return tuple(problems)
+
+
+def _too_large(gpus: Mapping[GpuId, Gpu], fleet: tuple[Engine, ...], engine: Engine) -> Iterable[str]:
+    for index, id in enumerate(engine.gpus):
+        if id not in gpus:
+            yield f"engine '{engine.name}': {id} is no GPU here: name one of {', '.join(gpus)}"
+            continue
+        gpu, wanted = gpus[id], engine.awake_bytes[index]
+        usable = gpu.total_bytes - gpu.reserve_bytes - gpu.foreign_bytes
+        stuck = sum(
+            e.residue_bytes[e.gpus.index(id)] for e in fleet if e is not engine and not e.can_stop and id in e.gpus
+        )
+        if wanted > usable - stuck:
+            yield (
+                f"engine '{engine.name}' needs {gib(wanted)} on {id} and can never have more than "
+                f"{gib(max(0, usable - stuck))} ({gib(gpu.total_bytes)} less {gib(gpu.reserve_bytes)} reserve, "
+                f"{gib(gpu.foreign_bytes)} foreign, {gib(stuck)} of attached engines asleep): "
+                "lower its memory utilization or context length, or give it more GPUs"
+            )

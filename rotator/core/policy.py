@@ -1,0 +1,131 @@
+"""The small judgements around a plan: whose turn is first, what a wait will be, what is idle, when to try again."""
+
+from collections.abc import Mapping
+from math import exp
+
+from rotator.core.lifecycle import is_moving
+from rotator.core.placement import Room, need
+from rotator.core.values import Command, CommandKind, Engine, EngineName, Policy, Snapshot, State
+
+BACKOFF_DOUBLINGS_MAX = 32
+
+
+def rank_s(engine: Engine, policy: Policy) -> float:
+    """How strongly clients want the engine, in seconds of waiting: the larger goes first, and waiting makes it grow."""
+    return engine.priority * policy.priority_worth_s + engine.demand.oldest_wait_s
+
+
+def is_wanted(engine: Engine) -> bool:
+    """Whether clients want it and neither does it serve nor is it on its way anywhere."""
+    demand = engine.demand
+    return (demand.waiting > 0 or demand.frozen > 0) and engine.state is not State.AWAKE and not is_moving(engine.state)
+
+
+def by_turn(snapshot: Snapshot) -> list[Engine]:
+    """The engines that clients want, first turn first: by rank, then by name so that equal ones have an order too."""
+    policy = snapshot.policy
+    return sorted(filter(is_wanted, snapshot.engines.values()), key=lambda e: (-rank_s(e, policy), e.name))
+
+
+def likely_wanted(rate_per_s: float, idle_s: float, horizon_s: float) -> float:
+    """Chance in [0, 1] of a request within ``horizon_s``, from a model's request rate and the time since the last one.
+
+    Requests are taken to come at random (Poisson), with a mean gap that is never believed shorter than the present
+    silence: a model that was busy an hour ago is not taken to be busy still.
+    """
+    if rate_per_s <= 0 or horizon_s <= 0:
+        return 0.0
+    return 1.0 - exp(-horizon_s / max(1.0 / rate_per_s, idle_s, 1e-9))
+
+
+def arrival_rate_per_s(arrivals_s: tuple[float, ...], now_s: float) -> float:
+    """Requests a second since the oldest of the arrivals kept (oldest first); 0 without arrivals."""
+    if not arrivals_s:
+        return 0.0
+    return len(arrivals_s) / max(now_s - arrivals_s[0], 1e-3)
+
+
+def eta_s(snapshot: Snapshot, name: EngineName) -> float | None:
+    """Seconds until the engine could serve a request that arrives now, as an estimate; None where none can be given.
+
+    The sum of: what it is doing now to its end (counted whole: nobody says how far it is), a turn of each earlier wish
+    on any of its GPUs (the costs of that swap and the minimum stay), and its own swap (without evictions where it fits
+    as it is). An engine whose GPUs are busy with another's transition also waits for that one's end.
+    """
+    engine, policy = snapshot.engines[name], snapshot.policy
+    match engine.state:
+        case State.AWAKE:
+            return 0.0
+        case State.QUARANTINED:
+            return None
+        case State.STARTING:
+            return engine.start_cost_s
+        case State.WAKING:
+            return engine.wake_cost_s
+    mine = frozenset(engine.gpus)
+    residents = [e for e in snapshot.engines.values() if e is not engine and not mine.isdisjoint(e.gpus)]
+    room = Room({gpu: snapshot.gpus[gpu] for gpu in mine if gpu in snapshot.gpus}, [*residents, engine])
+    if any(size > room.capacity.get(gpu, 0) for gpu, size in zip(engine.gpus, engine.awake_bytes, strict=True)):
+        return None
+    earlier = [e for e in residents if is_wanted(e) and _before(e, engine, policy)]
+    wanted = zip(engine.gpus, need(engine, room.charged[engine.name]), strict=True)
+    fits = not earlier and all(size <= room.free[gpu] for gpu, size in wanted)
+    awake = [e for e in residents if e.state is State.AWAKE]
+    swap_s = 0.0 if fits else max((_yield_s(e, policy) for e in awake), default=0.0)
+    moving_s = max((_transition_s(e, policy) for e in residents if is_moving(e.state)), default=0.0)
+    queue_s = sum(_yield_s(e, policy) + _load_s(e) + policy.min_stay_s for e in earlier)
+    backoff_s = max(0.0, engine.retry_at_s - snapshot.now_s) if engine.state is State.FAILED else 0.0
+    own_s = _yield_s(engine, policy) if is_moving(engine.state) else 0.0
+    return max(moving_s, own_s, backoff_s) + queue_s + swap_s + _load_s(engine)
+
+
+def _before(other: Engine, engine: Engine, policy: Policy) -> bool:
+    return (-rank_s(other, policy), other.name) < (-rank_s(engine, policy), engine.name)
+
+
+def _load_s(engine: Engine) -> float:
+    """Until it serves: a wake where it sleeps (or is about to), else a start."""
+    asleep = engine.state in (State.ASLEEP, State.DRAINING, State.FALLING_ASLEEP)
+    return engine.wake_cost_s if asleep else engine.start_cost_s
+
+
+def _yield_s(engine: Engine, policy: Policy) -> float:
+    return engine.sleep_cost_s + (policy.drain_bound_s if engine.demand.in_flight else 0.0)
+
+
+def _transition_s(engine: Engine, policy: Policy) -> float:
+    if engine.state is State.STARTING:
+        return engine.start_cost_s
+    return engine.wake_cost_s if engine.state is State.WAKING else _yield_s(engine, policy)
+
+
+def idle_sleepers(
+    snapshot: Snapshot, last_used_s: Mapping[EngineName, float], idle_sleep_s: float | None
+) -> tuple[Command, ...]:
+    """Commands that put engines to sleep which nobody has used for ``idle_sleep_s`` (None: never).
+
+    ``last_used_s`` is on the snapshot's clock. An engine without an entry counts as used when it woke; pinned ones,
+    and any with a request waiting or in flight, stay.
+    """
+    if idle_sleep_s is None:
+        return ()
+    return tuple(
+        Command(CommandKind.SLEEP, engine.name, issued_at_s=snapshot.now_s)
+        for engine in sorted(snapshot.engines.values(), key=lambda e: e.name)
+        if engine.state is State.AWAKE
+        and not engine.pinned
+        and not (engine.demand.waiting or engine.demand.in_flight)
+        and snapshot.now_s - max(last_used_s.get(engine.name, 0.0), engine.awake_since_s) >= idle_sleep_s
+    )
+
+
+def backoff_s(failures: int, first_s: float, max_s: float) -> float:
+    """How long to wait after the ``failures``-th failure in a row: doubling from ``first_s`` up to ``max_s``."""
+    if failures <= 0:
+        return 0.0
+    return min(max_s, first_s * 2.0 ** min(failures - 1, BACKOFF_DOUBLINGS_MAX))
+
+
+def smooth(old: float | None, new: float, weight: float = 0.3) -> float:
+    """A measured cost, smoothed exponentially: the first measurement is believed whole, later ones by ``weight``."""
+    return new if old is None else old + weight * (new - old)

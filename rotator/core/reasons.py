@@ -1,0 +1,74 @@
+"""A plan's reasons in plain words. Built only for what enters the plan."""
+
+from collections.abc import Iterable, Mapping
+
+from rotator.core.eviction import Option
+from rotator.core.placement import gib
+from rotator.core.values import Action, Command, Engine, GpuId, Level, Policy
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def names(engines: Iterable[str]) -> str:
+    """At most three names, then how many more."""
+    listed = list(engines)
+    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
+
+
+def wanted(engine: Engine, command: Command | None) -> str:
+    """Who wants the engine."""
+    demand = engine.demand
+    if command is not None:
+        return f"an operator asked to {command.kind.value} {engine.name}" + (" by force" if command.force else "")
+    if not demand.waiting and not demand.frozen:
+        return f"{engine.name} is configured to be loaded at start"
+    parts = []
+    if demand.waiting:
+        verb = "waits" if demand.waiting == 1 else "wait"
+        parts.append(f"{count(demand.waiting, 'request')} {verb} for {engine.name}")
+    if demand.frozen:
+        verb = "stands" if demand.frozen == 1 else "stand"
+        parts.append(f"{count(demand.frozen, 'stream')} of {engine.name} {verb} still")
+    return f"{' and '.join(parts)}, the oldest {demand.oldest_wait_s:.1f} s"
+
+
+def needs(engine: Engine, need: tuple[int, ...], free: Mapping[GpuId, int]) -> str:
+    """What it needs on its tightest GPU, beside what is free there."""
+    tightest = max(range(len(need)), key=lambda i: need[i] - free[engine.gpus[i]])
+    gpu, others = engine.gpus[tightest], len(need) - 1
+    text = f"needs {gib(need[tightest])} on {gpu} where {gib(max(0, free[gpu]))} are free"
+    return f"{text} (and on {others} more)" if others else text
+
+
+def yields(option: Option, why: str, policy: Policy, host_free_bytes: int, force: bool) -> str:
+    """Why this engine makes room, how, how much, and what becomes of its streams."""
+    largest = max(option.frees, key=lambda gpu: option.frees[gpu])
+    freed = f"frees {gib(option.frees[largest])} on {largest}"
+    return f"{why}: {_how(option, host_free_bytes)}, {freed}; {_fate(option, policy, force)}"
+
+
+def _how(option: Option, host_free_bytes: int) -> str:
+    engine = option.engine
+    preferred = next((level for level in engine.levels if level is not Level.PAUSE), None)
+    left = max(0, host_free_bytes)
+    short = preferred is Level.HOST and engine.host_bytes > left
+    why = f" (host RAM has {gib(left)} left, its weights need {gib(engine.host_bytes)})" if short else ""
+    if option.level is not None:
+        return f"sleeps at level {option.level.value}{'' if option.level is preferred else why}"
+    return f"stops{why}"
+
+
+def _fate(option: Option, policy: Policy, force: bool) -> str:
+    """What becomes of the engine's streams."""
+    engine, demand = option.engine, option.engine.demand
+    flying = max(demand.in_flight, demand.frozen)
+    if flying and force:
+        return f"force aborts {count(flying, 'stream')} of {engine.name}"
+    if demand.in_flight:
+        end = "freeze" if option.action is Action.SLEEP and engine.can_freeze else "it keeps its turn"
+        return f"{count(demand.in_flight, 'stream')} in flight may finish for {policy.drain_bound_s:.1f} s, then {end}"
+    if demand.waiting:
+        return f"{count(demand.waiting, 'request')} will wait for its next turn"
+    return "it is idle"
