@@ -1,4 +1,4 @@
-"""What operators can see and do, as one Protocol: the REST API, the CLI and the page speak to this, the loop is behind it.
+"""What operators can see and do, as one Protocol: REST, the CLI and the page speak to this, the loop is behind it.
 
 Views are frozen copies made on request: reading them never touches the loop's own state.
 """

@@ -1,0 +1,185 @@
+"""Brings one engine in: wakes a sleeper or starts a stopped one, and lets clients in only past the canary."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+
+from rotator.core.lifecycle import Event
+from rotator.core.values import Action, GpuId, Level, State, Step
+from rotator.ports import DeviceError, EngineError, GpuReading, Handle, LaunchError, LedgerError
+from rotator.service import canary
+from rotator.service.accounting import held_by, read_gpus, used
+from rotator.service.burial import Undertaker, log_tail
+from rotator.service.journal import Entry
+from rotator.service.owner import Facts, Lied, Owner
+from rotator.service.records import ActiveSwap, EngineRuntime
+from rotator.service.world import World
+
+_CALL_S = 10.0  # small questions to an engine: version, models, is it sleeping
+READY_POLL_S = 0.2
+
+
+class StartFailed(Exception):
+    """The engine did not become ready; the text says why."""
+
+
+class Admitter:
+    def __init__(self, world: World, owner: Owner, undertaker: Undertaker) -> None:
+        self._world = world
+        self._owner = owner
+        self._undertaker = undertaker
+
+    async def run(self, step: Step, active: ActiveSwap, entry: Entry) -> bool:
+        """True when the engine is awake and has answered its canary."""
+        engine = self._owner.runtime(step.engine)
+        bring = self._wake if step.action is Action.WAKE else self._start
+        try:
+            done = await bring(step, engine, active)
+        except (EngineError, LaunchError, StartFailed, LedgerError) as e:
+            await self._fail(engine, active, entry, Event.FAULT, f"its {step.action.value} failed: {e}")
+            return False
+        except Lied as e:
+            await self._fail(engine, active, entry, Event.LIED, f"its canary failed after the {step.action.value}: {e}")
+            return False
+        self._undertaker.background(
+            entry.close(
+                "ok" if done else "failed",
+                engine.state,
+                phases_s=dict(active.phases_s),
+                after={gpu: engine.awake_on(gpu) for gpu in engine.gpus},
+            )
+        )
+        return done
+
+    async def _fail(self, engine: EngineRuntime, active: ActiveSwap, entry: Entry, event: Event, reason: str) -> None:
+        active.error = reason
+        tail = log_tail(engine.spec.log_path)
+        await self._owner.moved(engine.name, event, Facts(reason, canary="failed" if event is Event.LIED else None))
+        await entry.close("failed", engine.state, error=f"{reason}; log: {tail}" if tail else reason)
+
+    # -- wake --------------------------------------------------------------------------------------------------------
+
+    async def _wake(self, step: Step, engine: EngineRuntime, active: ActiveSwap) -> bool:
+        clock = asyncio.get_running_loop().time
+        level = engine.level or Level.HOST
+        if not await self._owner.moved(engine.name, Event.WAKE, Facts(step.reason)):
+            return False
+        begun = clock()
+        await self._world.control.wake(engine.url, level=level, deadline_s=engine.config.wake_deadline_s)
+        woken = clock()
+        active.phases_s["wake"] = woken - begun
+        reading = asyncio.ensure_future(self._readings(engine))
+        try:
+            facts = await self._judge(engine)
+        finally:
+            active.phases_s["canary"] = clock() - woken
+            after = await reading
+        held = held_by(after, engine.pids) if after else None
+        moved = sum(engine.awake_on(g) - engine.residue_on(g) for g in engine.gpus)
+        facts = _with(facts, step, held, wake_s=woken - begun, moved_bytes=max(0, moved))
+        return await self._owner.moved(engine.name, Event.WOKE, facts)
+
+    async def _judge(self, engine: EngineRuntime) -> Facts:
+        """Compare with this launch's golden answer; record one where none was (an engine found asleep)."""
+        config = self._world.config.canary
+        if not config.enabled:
+            return Facts("", canary="disabled")
+        if engine.golden is None or canary.needs_recording(engine.golden, engine.config.model, config):
+            golden = await canary.record(self._world.control, engine.url, engine.config.model, config)
+            return Facts("", golden=golden, canary="recorded")
+        verdict = await canary.check(self._world.control, engine.url, engine.config.model, engine.golden, config)
+        if not verdict.ok:
+            raise Lied(verdict.reason)
+        return Facts("", canary="passed")
+
+    async def _readings(self, engine: EngineRuntime) -> dict[GpuId, GpuReading]:
+        """A measurement that nothing waits for: empty where the GPUs do not answer."""
+        try:
+            return await read_gpus(self._world.devices, engine.gpus, self._world.config.devices.read_deadline_s)
+        except DeviceError:
+            return {}
+
+    # -- start -------------------------------------------------------------------------------------------------------
+
+    async def _start(self, step: Step, engine: EngineRuntime, active: ActiveSwap) -> bool:
+        clock = asyncio.get_running_loop().time
+        begun = clock()
+        if not await self._owner.moved(engine.name, Event.LAUNCH, Facts(step.reason)):
+            return False
+        before = await self._readings(engine)
+        handle = await self._launch(engine)
+        await self._owner.learned(engine.name, Facts("", handle=handle))
+        await self._world.ledger.put_engine(engine.record())
+        await self._ready(engine, begun + engine.config.start_deadline_s)
+        active.phases_s["start"] = clock() - begun
+        facts = await self._first_impression(engine, handle, before)
+        active.phases_s["canary"] = clock() - begun - active.phases_s["start"]
+        facts = _with(facts, step, facts.held_bytes, start_s=clock() - begun)
+        return await self._owner.moved(engine.name, Event.STARTED, facts)
+
+    async def _launch(self, engine: EngineRuntime) -> Handle:
+        launcher = self._world.launchers[engine.config.launcher]
+        if engine.config.launcher != "attach":
+            return await launcher.start(engine.spec)
+        handle = await launcher.find(engine.spec, None)
+        if handle is None:
+            raise LaunchError(f"nothing answers at {engine.url}: start the engine there, it is attached and not ours")
+        return handle
+
+    async def _ready(self, engine: EngineRuntime, give_up_at_s: float) -> None:
+        """Return once it answers /health. Raises StartFailed at the deadline, or when it died meanwhile."""
+        clock = asyncio.get_running_loop().time
+        while not await self._world.control.is_healthy(engine.url, deadline_s=_CALL_S):
+            if engine.state is not State.STARTING:
+                raise StartFailed(engine.reason)
+            if clock() >= give_up_at_s:
+                raise StartFailed(f"it was not ready after {engine.config.start_deadline_s:.0f} s")
+            await asyncio.sleep(READY_POLL_S)
+
+    async def _first_impression(
+        self, engine: EngineRuntime, handle: Handle, before: Mapping[GpuId, GpuReading]
+    ) -> Facts:
+        """Who is it, can it freeze, what does it answer, how much does it hold."""
+        control, url = self._world.control, engine.url
+        version = await control.version(url, deadline_s=_CALL_S)
+        models = await control.served_models(url, deadline_s=_CALL_S)
+        if engine.config.model not in models:
+            names = ", ".join(models) or "none"
+            raise StartFailed(
+                f"it serves {names}, not '{engine.config.model}': set served_model or --served-model-name"
+            )
+        if await control.is_sleeping(url, deadline_s=_CALL_S):
+            await control.wake(url, level=engine.level or Level.HOST, deadline_s=engine.config.wake_deadline_s)
+        freezes = await control.can_freeze(url, deadline_s=_CALL_S)
+        golden, state = None, "disabled"
+        if self._world.config.canary.enabled:
+            golden = await canary.record(control, url, engine.config.model, self._world.config.canary)
+            state = "recorded"
+        pids = await self._world.launchers[engine.config.launcher].pids(handle)
+        held = await self._measure(engine, pids, before)
+        return Facts(
+            "",
+            version=version,
+            freezes=freezes,
+            golden=golden,
+            canary=state,
+            pids=pids,
+            awake_bytes=held,
+            held_bytes=held,
+        )
+
+    async def _measure(
+        self, engine: EngineRuntime, pids: frozenset[int], before: Mapping[GpuId, GpuReading]
+    ) -> dict[GpuId, int] | None:
+        after = await self._readings(engine)
+        if not after:
+            return None
+        held = held_by(after, pids)
+        if held is None and before and engine.config.launcher != "attach":
+            held = {gpu: max(0, size - before[gpu].used_bytes) for gpu, size in used(after).items()}
+        return held
+
+
+def _with(facts: Facts, step: Step, held: Mapping[GpuId, int] | None, **more: object) -> Facts:
+    """The same facts with the step's reason, and with what was measured where anything was."""
+    return replace(facts, reason=f"awake ({step.reason})", held_bytes=held, awake_bytes=held, **more)  # type: ignore[arg-type]

@@ -1,0 +1,193 @@
+"""After a restart: ask engines and GPUs what is true, finish what was under way, double nothing, leak nothing."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+
+from rotator.core.lifecycle import Event
+from rotator.core.values import Depth, GpuId, Level, State
+from rotator.ports import (
+    DeviceError,
+    EngineError,
+    EngineRecord,
+    EngineUnreachable,
+    GpuReading,
+    Handle,
+    LaunchSpec,
+    LedgerError,
+    OpenTransition,
+    Outcome,
+    Recovered,
+)
+from rotator.service import canary
+from rotator.service.accounting import gib, held_by, read_gpus
+from rotator.service.admission_run import READY_POLL_S
+from rotator.service.eviction_run import DEPTH_OF_LEVEL
+from rotator.service.owner import Facts, Lied, Owner
+from rotator.service.records import EngineRuntime
+from rotator.service.world import World
+
+_log = logging.getLogger(__name__)
+_CALL_S = 10.0
+
+
+class Adopter:
+    def __init__(self, world: World, owner: Owner) -> None:
+        self._world = world
+        self._owner = owner
+
+    async def adopt_all(self, recovered: Recovered) -> None:
+        """Bring every configured engine to a true state, and end what is no longer configured."""
+        open_by_engine: dict[str, list[OpenTransition]] = {}
+        for transition in recovered.open_transitions:
+            open_by_engine.setdefault(transition.intent.engine, []).append(transition)
+        runtimes = list(self._owner.all_runtimes())
+        await asyncio.gather(*(self._adopt(e, open_by_engine.get(e.name, [])) for e in runtimes))
+        names = {e.name for e in runtimes}
+        await asyncio.gather(*(self._end_orphan(r) for n, r in recovered.engines.items() if n not in names))
+        for name, transitions in open_by_engine.items():
+            state = self._owner.runtime(name).state if name in names else State.STOPPED
+            await self._resolve(transitions, state)
+
+    async def adopt_attached(self, engine: EngineRuntime) -> None:
+        """Look whether an attached engine that was away is there again."""
+        await self._adopt(engine, [])
+
+    async def _adopt(self, engine: EngineRuntime, unfinished: list[OpenTransition]) -> None:
+        launcher = self._world.launchers[engine.config.launcher]
+        ref = engine.handle.ref if engine.handle else None
+        try:
+            handle = await launcher.find(engine.spec, ref)
+        except Exception as e:
+            _log.exception("finding %s", engine.name)
+            await self._owner.learned(engine.name, Facts(f"could not be looked for: {e}"))
+            return
+        if handle is None:
+            await self._owner.learned(engine.name, Facts("not running when the service started", held_bytes={}))
+            return
+        pids = await launcher.pids(handle)
+        await self._owner.learned(engine.name, Facts("found running", handle=handle, pids=pids))
+        try:
+            await self._settle(engine, handle, pids, unfinished)
+        except (EngineError, Lied, DeviceError) as e:
+            await self._reject(engine, f"found running, but unfit: {e}", isinstance(e, Lied))
+
+    async def _reject(self, engine: EngineRuntime, reason: str, lied: bool) -> None:
+        """Into a live state first, from which it is killed like any other engine of unknown state."""
+        await self._owner.moved(engine.name, Event.LAUNCH, Facts(reason))
+        await self._owner.moved(engine.name, Event.LIED if lied else Event.FAULT, Facts(reason))
+
+    async def _settle(
+        self, engine: EngineRuntime, handle: Handle, pids: frozenset[int], unfinished: list[OpenTransition]
+    ) -> None:
+        """Wait until it answers (it may be starting, or in the middle of a sleep), then believe bytes over words."""
+        control, url = self._world.control, engine.url
+        await self._answering(engine, handle)
+        moving = any(t.intent.action in ("sleep", "wake") for t in unfinished)
+        asleep = await control.is_sleeping(
+            url, deadline_s=engine.config.sleep_deadline_s + engine.config.wake_deadline_s if moving else _CALL_S
+        )
+        version = await control.version(url, deadline_s=_CALL_S)
+        freezes = await control.can_freeze(url, deadline_s=_CALL_S)
+        held = held_by(await self._readings(engine), pids)
+        facts = Facts("", version=version, freezes=freezes, pids=pids, held_bytes=held)
+        if asleep:
+            await self._adopt_asleep(engine, facts, self._level(engine, unfinished))
+        else:
+            await self._adopt_awake(engine, facts)
+
+    async def _answering(self, engine: EngineRuntime, handle: Handle) -> None:
+        """Raises EngineUnreachable when it died or never answered within its own start-up deadline."""
+        loop = asyncio.get_running_loop()
+        launcher = self._world.launchers[engine.config.launcher]
+        started = engine.golden is not None  # it had answered once: then it has to answer soon
+        give_up_at = loop.time() + (_CALL_S * 3 if started else engine.config.start_deadline_s)
+        while not await self._world.control.is_healthy(engine.url, deadline_s=_CALL_S):
+            if loop.time() >= give_up_at or not await launcher.is_alive(handle):
+                raise EngineUnreachable("it does not answer /health")
+            await asyncio.sleep(READY_POLL_S)
+
+    async def _adopt_asleep(self, engine: EngineRuntime, facts: Facts, level: Level) -> None:
+        self._bytes_agree(engine, facts.held_bytes)
+        await self._owner.moved(
+            engine.name, Event.ADOPTED_ASLEEP, _merge(facts, "found asleep", level=level, depth=DEPTH_OF_LEVEL[level])
+        )
+
+    async def _adopt_awake(self, engine: EngineRuntime, facts: Facts) -> None:
+        """Only an engine that answers its canary gets clients: the service may have died in the middle of its wake."""
+        config, control = self._world.config.canary, self._world.control
+        golden, state = engine.golden, "disabled"
+        if config.enabled and golden is not None and not canary.needs_recording(golden, engine.config.model, config):
+            verdict = await canary.check(control, engine.url, engine.config.model, golden, config)
+            if not verdict.ok:
+                raise Lied(verdict.reason)
+            state = "passed"
+        elif config.enabled:
+            golden = await canary.record(control, engine.url, engine.config.model, config)
+            state = "recorded"
+        merged = _merge(facts, "found awake", golden=golden, canary=state, awake_bytes=facts.held_bytes)
+        await self._owner.moved(engine.name, Event.ADOPTED_AWAKE, merged)
+
+    def _bytes_agree(self, engine: EngineRuntime, held: Mapping[GpuId, int] | None) -> None:
+        """Raises Lied for an engine that says it sleeps and holds its bytes all the same."""
+        most = 1.0 - self._world.config.recovery.first_sleep_frees_min
+        for gpu, size in (held or {}).items():
+            if size > max(most * engine.awake_on(gpu), engine.residue_on(gpu) + (1 << 29)):
+                raise Lied(f"it says it sleeps, but holds {gib(size)} on {gpu}")
+
+    def _level(self, engine: EngineRuntime, unfinished: list[OpenTransition]) -> Level:
+        """How deep it sleeps: from the unfinished sleep's own plan, else as recorded, else its preferred level."""
+        for transition in reversed(unfinished):
+            for step in transition.intent.plan.get("evict", ()):
+                if step["engine"] == engine.name and step.get("level"):
+                    return Level(step["level"])
+        return engine.level or engine.config.levels[0]
+
+    async def _readings(self, engine: EngineRuntime) -> dict[GpuId, GpuReading]:
+        try:
+            return await read_gpus(self._world.devices, engine.gpus, self._world.config.devices.read_deadline_s)
+        except DeviceError as e:
+            _log.warning("adopting %s without a reading of its GPUs: %s", engine.name, e)
+            return {}
+
+    async def _end_orphan(self, record: EngineRecord) -> None:
+        """An engine that an earlier configuration started and this one does not know must not keep its bytes."""
+        launcher = self._world.launchers.get(record.launcher)
+        if launcher is None or record.launcher == "attach":
+            return
+        spec = LaunchSpec(record.engine, record.launcher, (), {}, record.url, "")
+        handle = await launcher.find(spec, record.ref)
+        if handle is None:
+            return
+        try:
+            await launcher.stop(handle, grace_s=10.0)
+            self._world.bus.publish("orphan.stopped", record.engine, reason="it is no longer in the configuration")
+        except Exception as e:
+            _log.exception("stopping %s", record.engine)
+            self._world.bus.publish("orphan.left", record.engine, reason=str(e))
+
+    async def _resolve(self, transitions: list[OpenTransition], state: State) -> None:
+        for transition in transitions:
+            try:
+                await self._world.ledger.close_transition(
+                    transition.id,
+                    Outcome("resolved", state, "the service was not there when it ended; engine and GPUs were asked"),
+                )
+            except LedgerError as e:
+                _log.error("journal: transition %d not resolved: %s", transition.id, e)
+
+
+def _merge(
+    facts: Facts,
+    reason: str,
+    *,
+    level: Level | None = None,
+    depth: Depth | None = None,
+    golden: Mapping[str, object] | None = None,
+    canary: str | None = None,
+    awake_bytes: Mapping[GpuId, int] | None = None,
+) -> Facts:
+    return replace(
+        facts, reason=reason, level=level, depth=depth, golden=golden, canary=canary, awake_bytes=awake_bytes
+    )

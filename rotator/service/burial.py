@@ -1,0 +1,109 @@
+"""Ends an engine and does not look away until its processes are gone and its bytes are back."""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from rotator.core.lifecycle import Event
+from rotator.core.values import Action, State
+from rotator.ports import LaunchError, LedgerError
+from rotator.service.accounting import wait_drained
+from rotator.service.journal import Entry
+from rotator.service.owner import Facts, Owner
+from rotator.service.records import EngineRuntime
+from rotator.service.world import World
+
+_log = logging.getLogger(__name__)
+_LOG_TAIL_BYTES = 16384
+
+
+class Undertaker:
+    def __init__(self, world: World, owner: Owner) -> None:
+        self._world = world
+        self._owner = owner
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something that nobody waits for, keeping a reference until it is done."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def settle(self) -> None:
+        """Wait for everything in the background."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def bury(self, name: str, end: Event, reason: str, *, grace_s: float) -> None:
+        """End the engine (STOPPING already) and report ``end`` once its bytes are back, or once they stay away too
+        long: then they count as foreign, and the reason names who holds what."""
+        engine = self._owner.runtime(name)
+        self._world.traffic.abort(name, reason)
+        entry = await self._intent(engine, end, reason)
+        pids = engine.pids
+        trouble = await self._kill(engine, grace_s)
+        left = await self._bytes_left(engine, pids) if trouble is None else None
+        words = reason
+        if trouble:
+            words = f"{reason}; {trouble}"
+        elif left:
+            words = f"{reason}; its processes are gone but {left} did not come back: look for leftover holders"
+        await self._owner.moved(name, end, Facts(words, pids=frozenset(), held_bytes={}))
+        if entry is not None:
+            await entry.close(
+                "ok" if words == reason else "failed", engine.state, error=None if words == reason else words
+            )
+
+    async def _intent(self, engine: EngineRuntime, end: Event, reason: str) -> Entry | None:
+        """A kill that cannot be journalled still has to happen: an engine of unknown state must not stay."""
+        to_state = {Event.GONE: State.STOPPED, Event.GONE_FAULTY: State.FAILED, Event.GONE_LIAR: State.QUARANTINED}[end]
+        try:
+            return await self._world.journal.open("", engine.name, Action.STOP, engine.state, to_state, reason)
+        except LedgerError as e:
+            _log.error("journal: the end of %s is not written: %s", engine.name, e)
+            return None
+
+    async def _kill(self, engine: EngineRuntime, grace_s: float) -> str | None:
+        """None when nothing of it is left, else what stands in the way."""
+        if engine.handle is None or engine.config.launcher == "attach":
+            return None  # never started, or not ours to end
+        try:
+            await self._world.launchers[engine.config.launcher].stop(engine.handle, grace_s=grace_s)
+        except LaunchError as e:
+            return str(e)
+        return None
+
+    async def _bytes_left(self, engine: EngineRuntime, pids: frozenset[int]) -> str | None:
+        if engine.config.launcher == "attach":
+            return None
+        others = {
+            gpu: sum(e.charge_on(gpu) for e in self._others_on(engine, gpu)) + self._foreign(gpu) for gpu in engine.gpus
+        }
+        return await wait_drained(
+            self._world.devices,
+            engine.gpus,
+            pids,
+            most_used=others,
+            read_deadline_s=self._world.config.devices.read_deadline_s,
+            patience_s=self._world.config.recovery.vram_drain_deadline_s,
+        )
+
+    def _others_on(self, engine: EngineRuntime, gpu: str) -> list[EngineRuntime]:
+        return [e for e in self._owner.all_runtimes() if e is not engine and gpu in e.gpus]
+
+    def _foreign(self, gpu: str) -> int:
+        return self._owner.foreign_bytes(gpu)
+
+
+def log_tail(path: str, lines: int = 5) -> str:
+    """The last lines of an engine's log on one line, or an empty text."""
+    try:
+        with Path(path).open("rb") as f:
+            f.seek(0, 2)
+            f.seek(max(0, f.tell() - _LOG_TAIL_BYTES))
+            text = f.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return " | ".join(line.strip() for line in text.splitlines()[-lines:] if line.strip())

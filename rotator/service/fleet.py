@@ -1,0 +1,261 @@
+"""The fleet's state: records of GPUs and engines, how events change them, and the snapshot that the planner reads.
+
+Only the loop's task calls what changes anything here.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
+
+from rotator.config import GIB, EngineConfig, FleetConfig
+from rotator.core import lifecycle, policy
+from rotator.core.lifecycle import Event
+from rotator.core.values import Command, Demand, Depth, Engine, Gpu, GpuId, Snapshot, State
+from rotator.ports import EngineRecord, GpuInfo, GpuReading, Handle, LaunchSpec, Recovered, Residency
+from rotator.service.owner import Facts
+from rotator.service.records import EngineRuntime, GpuRecord
+from rotator.service.traffic import Traffic
+
+_VLLM_SHARE = 0.92  # vLLM's own default for --gpu-memory-utilization (0.9 until 0.14; 0.92 is the safer plan)
+_COST_UNKNOWN_WAKE_S = 5.0
+_COST_UNKNOWN_SLEEP_S = 2.0
+_COST_UNKNOWN_START_S = 90.0
+
+
+class Fleet:
+    def __init__(self, config: FleetConfig, traffic: Traffic, wall: Callable[[], float] = time.time) -> None:
+        self.config = config
+        self._traffic = traffic
+        self._wall = wall
+        self.gpus: dict[GpuId, GpuRecord] = {}
+        self.engines: dict[str, EngineRuntime] = {}
+        self.names: dict[str, str] = {}  # every name and alias to its engine
+        self.host_budget_bytes = 0
+
+    # -- events ------------------------------------------------------------------------------------------------------
+
+    def apply(self, name: str, event: Event, facts: Facts, now_s: float) -> EngineRuntime:
+        """Move an engine by the lifecycle table and note what was learned. Raises LifecycleError."""
+        engine = self.engines[name]
+        engine.state = lifecycle.next_state(engine.state, event)
+        engine.since_wall_s = self._wall()
+        engine.reason = facts.reason or engine.reason
+        self.learn(engine, facts)
+        engine.held_bytes = dict(facts.held_bytes) if facts.held_bytes is not None else None
+        self._count(engine, event, facts, now_s)
+        return engine
+
+    def learn(self, engine: EngineRuntime, facts: Facts) -> None:
+        for name in ("handle", "version", "freezes", "golden", "canary", "level", "depth", "pids"):
+            value = getattr(facts, name)
+            if value is not None:
+                setattr(engine, name, value)
+        if facts.awake_bytes:
+            engine.awake_bytes.update(facts.awake_bytes)
+        if facts.residue_bytes:
+            engine.residue_bytes.update(facts.residue_bytes)
+        for name in ("wake_s", "sleep_s", "start_s"):
+            if (measured := getattr(facts, name)) is not None:
+                setattr(engine.costs, name, policy.smooth(getattr(engine.costs, name), measured))
+        engine.counters.bytes_moved += facts.moved_bytes
+
+    def _count(self, engine: EngineRuntime, event: Event, facts: Facts, now_s: float) -> None:
+        counters = engine.counters
+        match event:
+            case Event.WOKE:
+                counters.wakes += 1
+                engine.failures = 0  # it slept, woke and answered: whatever was wrong is over
+            case Event.STARTED:
+                counters.starts += 1
+                engine.preload = False
+            case Event.SLEEP:
+                engine.frozen_since_s = now_s
+            case Event.SLEPT:
+                counters.sleeps += 1
+            case Event.FAULT:
+                engine.failures += 1
+                engine.after_stop = Event.GONE_FAULTY
+            case Event.LIED:
+                engine.after_stop = Event.GONE_LIAR
+            case Event.GONE | Event.GONE_FAULTY | Event.GONE_LIAR:
+                engine.handle, engine.depth, engine.pids = None, None, frozenset()
+        if engine.state is State.AWAKE and event is not Event.DRAIN_ABANDONED:
+            engine.depth = None
+            engine.awake_since_s = now_s
+
+    # -- readings ----------------------------------------------------------------------------------------------------
+
+    def read(self, gpu: GpuId, reading: GpuReading | None, error: str | None, claimed: bool) -> None:
+        """Note a reading. What is foreign is judged by process where the driver tells; else by difference, and then
+        only while nothing moves on the GPU."""
+        record = self.gpus[gpu]
+        record.unreadable = error
+        if reading is None:
+            return
+        record.reading, record.read_at_wall_s = reading, self._wall()
+        engines = [e for e in self.engines.values() if gpu in e.gpus]
+        if reading.by_pid is not None:
+            self._attribute(gpu, reading.by_pid, engines)
+        if reading.by_pid is not None or not claimed:
+            record.foreign_bytes = max(0, reading.used_bytes - sum(e.charge_on(gpu) for e in engines))
+
+    def _attribute(self, gpu: GpuId, by_pid: Mapping[int, int], engines: Iterable[EngineRuntime]) -> None:
+        for engine in engines:
+            if engine.pids:
+                held = sum(size for pid, size in by_pid.items() if pid in engine.pids)
+                engine.held_bytes = {**(engine.held_bytes or {}), gpu: held}
+
+    # -- what the planner sees ---------------------------------------------------------------------------------------
+
+    def snapshot(self, now_s: float, claimed: frozenset[GpuId], commands: tuple[Command, ...]) -> Snapshot:
+        return Snapshot(
+            now_s=now_s,
+            gpus={
+                g.info.id: Gpu(g.info.id, g.info.total_bytes, g.foreign_bytes, g.reserve_bytes, g.health)
+                for g in self.gpus.values()
+            },
+            engines={e.name: self._view(e, now_s) for e in self.engines.values()},
+            host_budget_bytes=self.host_budget_bytes,
+            host_used_bytes=self.host_used_bytes(),
+            claimed=claimed,
+            commands=commands,
+            policy=self.config.policies.core(),
+        )
+
+    def host_used_bytes(self) -> int:
+        return sum(e.host_bytes for e in self.engines.values() if e.state is State.ASLEEP and e.depth is Depth.HOST)
+
+    def _view(self, engine: EngineRuntime, now_s: float) -> Engine:
+        costs = engine.costs
+        complete = engine.held_bytes is not None and all(g in engine.held_bytes for g in engine.gpus)
+        return Engine(
+            name=engine.name,
+            gpus=engine.gpus,
+            state=engine.state,
+            awake_bytes=tuple(engine.awake_on(g) for g in engine.gpus),
+            residue_bytes=tuple(engine.residue_on(g) for g in engine.gpus),
+            host_bytes=engine.host_bytes,
+            held_bytes=tuple(engine.charge_on(g) for g in engine.gpus) if complete else None,
+            depth=engine.depth,
+            levels=engine.config.levels,
+            can_stop=engine.config.launcher != "attach",
+            pinned=engine.pinned,
+            priority=engine.config.priority,
+            demand=self.demand(engine, now_s),
+            can_freeze=engine.yields_after_s <= now_s,
+            awake_since_s=engine.awake_since_s,
+            wake_cost_s=costs.wake_s or _COST_UNKNOWN_WAKE_S,
+            sleep_cost_s=costs.sleep_s or _COST_UNKNOWN_SLEEP_S,
+            start_cost_s=costs.start_s or _COST_UNKNOWN_START_S,
+            retry_at_s=engine.retry_at_s,
+            preload=engine.preload,
+        )
+
+    def demand(self, engine: EngineRuntime, now_s: float) -> Demand:
+        traffic, name = self._traffic, engine.name
+        frozen = traffic.frozen(name) if engine.state is State.ASLEEP else 0
+        stood_s = now_s - engine.frozen_since_s if frozen else 0.0
+        rate = policy.arrival_rate_per_s(traffic.arrivals(name), now_s)
+        idle_s = now_s - traffic.last_used_s(name)
+        return Demand(
+            waiting=traffic.waiting(name),
+            oldest_wait_s=max(stood_s, traffic.oldest_wait_s(name)),
+            in_flight=traffic.in_flight(name),
+            frozen=frozen,
+            likely_wanted=policy.likely_wanted(rate, idle_s, self.config.policies.wanted_horizon_s),
+        )
+
+    # -- configuration and memory of earlier lives -------------------------------------------------------------------
+
+    def configure_gpus(self, config: FleetConfig, inventory: Iterable[GpuInfo]) -> list[str]:
+        """Take the GPUs that the configuration names. Returns problems in words."""
+        infos = tuple(inventory)
+        wanted, problems = _chosen(config.devices.gpus, infos)
+        reserve = int(config.devices.reserve_gib * GIB)
+        for info in wanted:
+            record = self.gpus.get(info.id)
+            if record is None:
+                self.gpus[info.id] = GpuRecord(info, reserve)
+            else:
+                record.reserve_bytes = reserve
+        return problems
+
+    def gpu_id(self, name: int | str) -> GpuId | None:
+        """A GPU by index or UUID, if the service may use it."""
+        return next((g.info.id for g in self.gpus.values() if str(name) in (str(g.info.index), g.info.id)), None)
+
+    def add_engine(self, config: EngineConfig, url: str, spec: LaunchSpec, gpus: tuple[GpuId, ...]) -> EngineRuntime:
+        planned = tuple(planned_awake_bytes(config, self.gpus[g]) for g in gpus)
+        engine = EngineRuntime(config, gpus, planned, url, spec, since_wall_s=self._wall())
+        engine.preload, engine.pinned = config.preload, config.pin
+        self.engines[config.name] = engine
+        self.index_names()
+        return engine
+
+    def index_names(self) -> None:
+        self.names = {n: e.name for e in self.engines.values() for n in (e.name, *e.config.aliases)}
+
+    def remember(self, recovered: Recovered) -> None:
+        """Take over what an earlier life measured; states come from asking, never from memory."""
+        for engine in self.engines.values():
+            if record := recovered.engines.get(engine.name):
+                _remember_engine(engine, record)
+        for row in recovered.residencies:
+            if (owner := self.engines.get(row.engine)) and row.gpu in owner.gpus:
+                _remember_residency(owner, row)
+        for gpu in recovered.cordons:
+            if gpu in self.gpus:
+                self.gpus[gpu].cordoned = "cordoned before the service was restarted"
+
+
+def planned_awake_bytes(config: EngineConfig, gpu: GpuRecord) -> int:
+    """What to plan with before the first measurement: the configured footprint, else vLLM's share of the GPU."""
+    if config.footprint:
+        return int(config.footprint.awake_gib * GIB)
+    return int(_share(config.command) * gpu.info.total_bytes)
+
+
+def _share(command: tuple[str, ...]) -> float:
+    flag = "--gpu-memory-utilization"
+    for i, word in enumerate(command):
+        value = word.partition("=")[2] if word.startswith(f"{flag}=") else None
+        if word == flag and i + 1 < len(command):
+            value = command[i + 1]
+        if value:
+            try:
+                return float(value)
+            except ValueError:
+                return _VLLM_SHARE
+    return _VLLM_SHARE
+
+
+def _remember_engine(engine: EngineRuntime, record: EngineRecord) -> None:
+    engine.costs.wake_s, engine.costs.sleep_s, engine.costs.start_s = record.wake_s, record.sleep_s, record.start_s
+    engine.golden, engine.version, engine.level = record.canary, record.version, record.level
+    engine.failures = record.failures
+    engine.drifted = bool(record.spec_hash) and record.spec_hash != engine.config.spec_hash()
+    if record.ref:
+        engine.handle = Handle(engine.name, record.launcher, record.url, record.ref)
+
+
+def _remember_residency(engine: EngineRuntime, row: Residency) -> None:
+    if row.awake_bytes is not None:
+        engine.awake_bytes[row.gpu] = row.awake_bytes
+    if row.residue_bytes is not None:
+        engine.residue_bytes[row.gpu] = row.residue_bytes
+
+
+def _chosen(
+    wanted: Literal["all"] | tuple[int | str, ...], infos: tuple[GpuInfo, ...]
+) -> tuple[list[GpuInfo], list[str]]:
+    if wanted == "all":
+        return list(infos), []
+    chosen, problems = [], []
+    for name in wanted:
+        match = next((i for i in infos if str(name) in (str(i.index), i.id)), None)
+        if match:
+            chosen.append(match)
+        else:
+            have = ", ".join(f"{i.index} ({i.id})" for i in infos) or "none"
+            problems.append(f"devices.gpus: there is no GPU '{name}': this machine has {have}")
+    return chosen, problems

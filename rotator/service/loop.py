@@ -1,0 +1,423 @@
+"""The one task that owns all decisions and all mutable state.
+
+It reads its mailbox, applies what it is told, plans, and starts swaps. Everything slow runs in other tasks and comes
+back as a message: nothing here awaits an engine, a GPU or the ledger.
+"""
+
+import asyncio
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from rotator.core import policy
+from rotator.core.lifecycle import Event, LifecycleError, is_moving
+from rotator.core.planner import plan as make_plan
+from rotator.core.values import (
+    Blocked,
+    BlockKind,
+    Command,
+    EngineName,
+    GpuId,
+    Health,
+    Plan,
+    Snapshot,
+    State,
+    Swap,
+)
+from rotator.ports import Handle, Recovered
+from rotator.service.adoption import Adopter
+from rotator.service.burial import Undertaker
+from rotator.service.commands import Desk
+from rotator.service.fleet import Fleet
+from rotator.service.journal import plan_json
+from rotator.service.mailbox import (
+    Asked,
+    Do,
+    Exited,
+    GpuRead,
+    Learned,
+    Message,
+    Moved,
+    PidsRead,
+    SwapEnded,
+    Tick,
+    Unhealthy,
+)
+from rotator.service.owner import Facts
+from rotator.service.recorder import Recorder
+from rotator.service.records import ActiveSwap, EngineRuntime
+from rotator.service.swap_run import SwapRunner
+from rotator.service.world import World
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+YIELD_AGAIN_S = 10.0  # an engine that could not yield (streams that cannot freeze) is not asked again before
+HOPELESS = frozenset(
+    {BlockKind.NEVER_FITS, BlockKind.PINNED, BlockKind.QUARANTINED, BlockKind.CORDONED, BlockKind.HOST_RAM}
+)
+_OPENS = {Event.STARTED, Event.WOKE, Event.ADOPTED_AWAKE, Event.DRAIN_ABANDONED}
+_ENDS = {Event.GONE: "stopped", Event.GONE_FAULTY: "failed", Event.GONE_LIAR: "quarantined"}
+
+
+class Loop:
+    def __init__(self, world: World, fleet: Fleet, wall: Callable[[], float] = time.time) -> None:
+        self.world = world
+        self.fleet = fleet
+        self.undertaker = Undertaker(world, self)
+        self.desk = Desk(self)
+        self.recorder = Recorder(world.ledger)
+        self.adopter = Adopter(world, self)
+        self.active: dict[str, ActiveSwap] = {}
+        self.last_plan = Plan()
+        self.adopting = True
+        self.draining = False
+        self.bugs = 0  # decisions that raised; shown by readiness
+        self._runner = SwapRunner(world, self, self.undertaker)
+        self._wall = wall
+        self._mailbox: asyncio.Queue[Message] = asyncio.Queue()
+        self._ticking = False
+        self._alarm: asyncio.TimerHandle | None = None
+        self._numbers = itertools.count(1)
+        self._life = secrets.token_hex(3)
+
+    # -- what other tasks may call -----------------------------------------------------------------------------------
+
+    def tell(self, message: Message) -> None:
+        self._mailbox.put_nowait(message)
+
+    def tick(self, *_: object) -> None:
+        """Look again soon. Any number of calls before that cost one look."""
+        if not self._ticking:
+            self._ticking = True
+            self.tell(Tick())
+
+    async def do(self, action: Callable[[], T]) -> T:
+        """Run ``action`` in the loop's task and return what it returns."""
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.tell(Do(action, done))
+        result: T = await done
+        return result
+
+    def runtime(self, engine: EngineName) -> EngineRuntime:
+        return self.fleet.engines[engine]
+
+    def all_runtimes(self) -> Iterable[EngineRuntime]:
+        return tuple(self.fleet.engines.values())
+
+    def foreign_bytes(self, gpu: GpuId) -> int:
+        return self.fleet.gpus[gpu].foreign_bytes
+
+    async def moved(self, engine: EngineName, event: Event, facts: Facts) -> bool:
+        applied: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.tell(Moved(engine, event, facts, applied))
+        return await applied
+
+    async def learned(self, engine: EngineName, facts: Facts) -> None:
+        applied: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.tell(Learned(engine, facts, applied))
+        await applied
+
+    async def wanted(self, active: ActiveSwap) -> bool:
+        return await self.do(lambda: self._is_wanted(active))
+
+    def claimed(self) -> frozenset[GpuId]:
+        """GPUs on which something moves: swaps under way, and engines that start, stop or are being buried."""
+        moving = (gpu for e in self.fleet.engines.values() if is_moving(e.state) for gpu in e.gpus)
+        return frozenset(moving).union(*(a.swap.gpus for a in self.active.values()))
+
+    def snapshot(self, commands: tuple[Command, ...] = ()) -> Snapshot:
+        return self.fleet.snapshot(self.now_s(), self.claimed(), commands)
+
+    def plan_for(self, commands: tuple[Command, ...]) -> Plan:
+        """A plan that nobody carries out."""
+        return make_plan(self.snapshot((*self.desk.pending_commands(), *commands)))
+
+    def now_s(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    # -- the task ----------------------------------------------------------------------------------------------------
+
+    async def run(self, recovered: Recovered) -> None:
+        """Adopt what runs, then decide until cancelled."""
+        adoption = asyncio.create_task(self._adopt(recovered))
+        recording = asyncio.create_task(self.recorder.run())
+        try:
+            while True:
+                self._safely(self._handle, await self._mailbox.get())
+                while not self._mailbox.empty():
+                    self._safely(self._handle, self._mailbox.get_nowait())
+                self._safely(self._decide)
+        finally:
+            adoption.cancel()
+            recording.cancel()
+            for engine in self.fleet.engines.values():
+                if engine.watch:
+                    engine.watch.cancel()
+
+    def _safely(self, work: Callable[..., None], *args: Any) -> None:
+        """A bug in one decision must not end all decisions: it is logged and shown, and the next message is read."""
+        try:
+            work(*args)
+        except Exception as e:
+            self.bugs += 1
+            _log.exception("%s%s", work.__name__, args)
+            self.world.bus.publish("service.bug", error=repr(e))
+
+    async def _adopt(self, recovered: Recovered) -> None:
+        try:
+            await self.adopter.adopt_all(recovered)
+        except Exception:
+            _log.exception("adoption")
+        await self.do(self._adopted)
+
+    def _adopted(self) -> None:
+        self.adopting = False
+        self.world.bus.publish("service.ready", engines={e.name: e.state.value for e in self.fleet.engines.values()})
+
+    def _handle(self, message: Message) -> None:
+        match message:
+            case Moved(name, event, facts, applied):
+                _answer(applied, self._apply(name, event, facts))
+            case Learned(name, facts, applied):
+                self._learn(name, facts)
+                _answer(applied, True)
+            case SwapEnded(id):
+                self._swap_ended(self.active.pop(id))
+            case Exited(name, how, ref):
+                self._exited(name, how, ref)
+            case GpuRead(gpu, reading, error):
+                self._gpu_read(gpu, reading, error)
+            case PidsRead(name, ref, pids):
+                self._pids_read(name, ref, pids)
+            case Unhealthy(name, ok):
+                self._health(name, ok)
+            case Asked():
+                self.desk.take(message)
+            case Do(action, done):
+                _run(action, done)
+            case Tick():
+                self._ticking = False
+
+    # -- engines -----------------------------------------------------------------------------------------------------
+
+    def _apply(self, name: EngineName, event: Event, facts: Facts) -> bool:
+        try:
+            engine = self.fleet.apply(name, event, facts, self.now_s())
+        except (LifecycleError, KeyError) as e:
+            _log.info("stale report for %s: %s", name, e)
+            return False
+        self._gates(engine, event, facts.reason)
+        self.recorder.note(engine)
+        data: dict[str, Any] = {"state": engine.state.value, "event": event.value, "reason": engine.reason}
+        if facts.evidence:
+            data["evidence"] = dict(facts.evidence)
+        self.world.bus.publish(f"engine.{engine.state.value}", name, **data)
+        if event in (Event.FAULT, Event.LIED):
+            self.undertaker.background(self.undertaker.bury(name, engine.after_stop, engine.reason, grace_s=0.0))
+        return True
+
+    def _gates(self, engine: EngineRuntime, event: Event, reason: str) -> None:
+        """Admission follows the state, here and nowhere else."""
+        traffic, name = self.world.traffic, engine.name
+        if event in _OPENS:
+            traffic.release_hold(name)
+            traffic.open(name)
+        elif event in (Event.LAUNCH, Event.RELEASE):
+            traffic.clear_failure(name)
+        elif event in _ENDS:
+            traffic.release_hold(name)
+            self._after_the_end(engine, event, reason)
+        else:
+            traffic.close(name)
+        if event is Event.SLEEP:
+            traffic.hold(name)
+        if event is Event.FAULT and engine.failures > 1:
+            traffic.fail(name, f"{name} is failing: {reason}", self._backoff_s(engine))
+        if event is Event.LIED:
+            traffic.fail(name, f"{name} is quarantined: {reason}")
+
+    def _after_the_end(self, engine: EngineRuntime, event: Event, reason: str) -> None:
+        if event is Event.GONE_FAULTY:
+            engine.retry_at_s = self.now_s() + self._backoff_s(engine)
+            engine.preload = True  # it was wanted running: it comes back after its backoff, also when nobody waits
+        if event is not Event.GONE_FAULTY:
+            engine.after_stop = Event.GONE
+
+    def _backoff_s(self, engine: EngineRuntime) -> float:
+        recovery = self.world.config.recovery
+        return policy.backoff_s(engine.failures, recovery.backoff_first_s, recovery.backoff_max_s)
+
+    def _learn(self, name: EngineName, facts: Facts) -> None:
+        engine = self.fleet.engines[name]
+        self.fleet.learn(engine, facts)
+        if facts.reason:
+            engine.reason = facts.reason
+        if facts.held_bytes is not None:
+            engine.held_bytes = dict(facts.held_bytes)
+        if facts.handle is not None:
+            self._watch(engine, facts.handle)
+        self.recorder.note(engine)
+
+    def _watch(self, engine: EngineRuntime, handle: Handle) -> None:
+        if engine.watch:
+            engine.watch.cancel()
+
+        async def watch() -> None:
+            how = await self.world.launchers[handle.launcher].wait_exit(handle)
+            self.tell(Exited(engine.name, how, handle.ref))
+
+        engine.watch = asyncio.create_task(watch())
+
+    def _exited(self, name: EngineName, how: str, ref: object) -> None:
+        engine = self.fleet.engines.get(name)
+        if engine is None or engine.handle is None or engine.handle.ref != ref:
+            return
+        if engine.live and engine.state is not State.STOPPING:
+            self._apply(name, Event.FAULT, Facts(f"its process ended: {how}"))
+
+    def _health(self, name: EngineName, ok: bool) -> None:
+        engine = self.fleet.engines.get(name)
+        if engine is None:
+            return
+        engine.unhealthy_probes = 0 if ok or engine.state is not State.AWAKE else engine.unhealthy_probes + 1
+        if engine.unhealthy_probes >= self.world.config.recovery.health_failures_max:
+            engine.unhealthy_probes = 0
+            self._apply(name, Event.FAULT, Facts("it did not answer /health several times in a row"))
+
+    def _pids_read(self, name: EngineName, ref: object, pids: frozenset[int]) -> None:
+        engine = self.fleet.engines.get(name)
+        if engine and engine.handle and engine.handle.ref == ref:
+            engine.pids = pids
+
+    def release(self, name: EngineName) -> None:
+        """Let a quarantined or failed engine be wanted again. Only within the loop's task."""
+        self._apply(name, Event.RELEASE, Facts("released by an operator"))
+
+    def cordon(self, gpu: GpuId, reason: str | None) -> None:
+        """Keep new work off a GPU, or let it on again (None). Only within the loop's task."""
+        self.fleet.gpus[gpu].cordoned = reason
+        self.world.bus.publish(
+            "gpu.cordoned" if reason is not None else "gpu.ok", gpu=gpu, reason=reason or "uncordoned"
+        )
+
+    # -- GPUs --------------------------------------------------------------------------------------------------------
+
+    def _gpu_read(self, gpu: GpuId, reading: Any, error: str | None) -> None:
+        record = self.fleet.gpus.get(gpu)
+        if record is None:
+            return
+        before = record.health
+        self.fleet.read(gpu, reading, error, gpu in self.claimed())
+        if record.health is not before:
+            self.world.bus.publish(f"gpu.{record.health.value}", gpu=gpu, reason=error or "it answers again")
+        if reading is not None:
+            holders = {e.name: e.charge_on(gpu) for e in self.fleet.engines.values() if gpu in e.gpus}
+            holders["(foreign)"] = record.foreign_bytes
+            self.world.ledger.sample_vram(self._wall(), gpu, reading.used_bytes, holders)
+
+    # -- decisions ---------------------------------------------------------------------------------------------------
+
+    def _decide(self) -> None:
+        for active in self.active.values():
+            _set(active.unwanted, not self._is_wanted(active))
+        if self.adopting or self.draining:
+            return
+        if not self.world.ledger.healthy:
+            return  # no room in the journal: nothing starts; a timer asks the ledger again
+        self.desk.drop_expired(self.now_s())
+        self.last_plan = make_plan(self.snapshot(self.desk.pending_commands()))
+        for swap in self.last_plan.swaps:
+            self._begin(swap)
+        for blocked in self.last_plan.blocked:
+            self._answer_blocked(blocked)
+        self._arm(self.last_plan.look_again_at_s)
+
+    def _begin(self, swap: Swap) -> None:
+        id = f"s{self._life}-{next(self._numbers)}"
+        active = ActiveSwap(id, swap, self.now_s(), self._wall(), self.desk.begun(id, swap))
+        self.active[id] = active
+        self.world.bus.publish("swap.begun", swap.admit.engine if swap.admit else None, id=id, plan=plan_json(swap))
+        active.task = asyncio.create_task(self._runner.run(active))
+        active.task.add_done_callback(lambda _: self.tell(SwapEnded(id)))
+
+    def _swap_ended(self, active: ActiveSwap) -> None:
+        for name in active.refused:
+            self.fleet.engines[name].yields_after_s = self.now_s() + YIELD_AGAIN_S
+        phases = {name: round(seconds, 4) for name, seconds in active.phases_s.items()}
+        admit = active.swap.admit.engine if active.swap.admit else None
+        self.world.bus.publish("swap.ended", admit, id=active.id, error=active.error, phases_s=phases)
+        self.desk.ended(active)
+
+    def _is_wanted(self, active: ActiveSwap) -> bool:
+        """A swap is wanted while somebody waits for its engine; commands and preloads are wanted to their end."""
+        admit = active.swap.admit
+        if admit is None or active.commands or active.swap.command or admit.engine not in self.fleet.engines:
+            return True
+        engine, traffic = self.fleet.engines[admit.engine], self.world.traffic
+        return engine.preload or traffic.waiting(engine.name) > 0 or traffic.in_flight(engine.name) > 0
+
+    def _answer_blocked(self, blocked: Blocked) -> None:
+        if blocked.command is not None:
+            self.desk.blocked(blocked)
+        elif blocked.kind in HOPELESS and self.world.traffic.waiting(blocked.engine):
+            # Waiting cannot help: whoever waits learns why now. The next one who comes makes us look again.
+            self.world.traffic.fail(blocked.engine, f"{blocked.engine} cannot be had: {blocked.reason}")
+            if self.fleet.engines[blocked.engine].state is not State.QUARANTINED:
+                self.world.traffic.clear_failure(blocked.engine)
+
+    def _arm(self, at_s: float | None) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        expiry = self.desk.next_expiry_s()
+        times = [t for t in (at_s, expiry) if t is not None]
+        if times:
+            self._alarm = asyncio.get_running_loop().call_at(min(times), self.tick)
+
+    # -- what the gateway asks ---------------------------------------------------------------------------------------
+
+    def eta_s(self, name: EngineName) -> float | None:
+        """Seconds until the engine could serve a request that comes now; None where nobody can say."""
+        engine = self.fleet.engines.get(name)
+        if engine is None:
+            return None
+        if engine.state is State.AWAKE:
+            return 0.0
+        now = self.now_s()
+        for active in self.active.values():
+            if active.swap.admit and active.swap.admit.engine == name:
+                return max(0.5, active.swap.expected_s - (now - active.begun_at_s))
+        return policy.eta_s(self.snapshot(), name)
+
+    def request_ended(self, model: str, waited_s: float, outcome: str) -> None:
+        self.world.ledger.count_request(model, waited_s=waited_s, outcome=outcome)
+        engine = self.fleet.names.get(model)
+        if self.last_plan.blocked and engine and not self.world.traffic.in_flight(engine):
+            self.tick()  # it is idle now: somebody who was blocked by its work may go on
+
+    def unhealthy_gpus(self) -> list[GpuId]:
+        return [g.info.id for g in self.fleet.gpus.values() if g.health is Health.UNKNOWN]
+
+
+def _answer(future: asyncio.Future[bool], value: bool) -> None:
+    if not future.done():  # the runner may have been cancelled meanwhile
+        future.set_result(value)
+
+
+def _run(action: Callable[[], Any], done: asyncio.Future[Any]) -> None:
+    try:
+        result = action()
+    except Exception as e:
+        if not done.done():
+            done.set_exception(e)
+        return
+    if not done.done():
+        done.set_result(result)
+
+
+def _set(event: asyncio.Event, value: bool) -> None:
+    event.set() if value else event.clear()

@@ -1,0 +1,168 @@
+"""The loop's own mutable records. Only the loop's task writes them; everyone else gets frozen copies."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rotator.config import GIB, EngineConfig
+from rotator.core import values
+from rotator.core.lifecycle import Event, is_live
+from rotator.core.values import Command, Depth, GpuId, Health, Level, State
+from rotator.ports import EngineRecord, GpuInfo, GpuReading, Handle, LaunchSpec, Residency
+
+
+@dataclass(slots=True)
+class GpuRecord:
+    info: GpuInfo
+    reserve_bytes: int
+    reading: GpuReading | None = None
+    read_at_wall_s: float | None = None
+    foreign_bytes: int = 0
+    unreadable: str | None = None  # why the last reading failed; None when it succeeded
+    cordoned: str | None = None  # the operator's reason
+
+    @property
+    def health(self) -> Health:
+        if self.unreadable is not None:
+            return Health.UNKNOWN
+        return Health.CORDONED if self.cordoned is not None else Health.OK
+
+
+@dataclass(slots=True)
+class Costs:
+    """Measured seconds of this engine's own transitions, smoothed; None until first seen."""
+
+    wake_s: float | None = None
+    sleep_s: float | None = None
+    start_s: float | None = None
+
+
+@dataclass(slots=True)
+class Counters:
+    wakes: int = 0
+    sleeps: int = 0
+    starts: int = 0
+    bytes_moved: int = 0
+
+
+@dataclass(slots=True)
+class EngineRuntime:
+    """One engine as the loop knows it."""
+
+    config: EngineConfig
+    gpus: tuple[GpuId, ...]
+    planned_awake_bytes: tuple[int, ...]
+    url: str
+    spec: LaunchSpec
+    state: State = State.STOPPED
+    depth: Depth | None = None
+    level: Level | None = None
+    reason: str = "never started"
+    since_wall_s: float = 0.0
+    awake_since_s: float = 0.0
+    frozen_since_s: float = 0.0
+    handle: Handle | None = None
+    version: str = ""
+    freezes: bool = True  # its release knows mode=keep
+    golden: Mapping[str, Any] | None = None
+    canary: str = "never"
+    pids: frozenset[int] = frozenset()
+    awake_bytes: dict[GpuId, int] = field(default_factory=dict)  # measured
+    residue_bytes: dict[GpuId, int] = field(default_factory=dict)  # measured
+    held_bytes: dict[GpuId, int] | None = None  # by process, where the driver tells
+    costs: Costs = field(default_factory=Costs)
+    counters: Counters = field(default_factory=Counters)
+    failures: int = 0
+    retry_at_s: float = 0.0
+    preload: bool = False
+    pinned: bool = False
+    drifted: bool = False  # runs with another command than the configuration now says
+    yields_after_s: float = 0.0  # it refused to yield (streams that cannot freeze): do not ask again before
+    after_stop: Event = Event.GONE
+    watch: asyncio.Task[None] | None = None
+    unhealthy_probes: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def live(self) -> bool:
+        return is_live(self.state)
+
+    def awake_on(self, gpu: GpuId) -> int:
+        """Bytes it needs awake on one of its GPUs: measured, else planned."""
+        return self.awake_bytes.get(gpu, self.planned_awake_bytes[self.gpus.index(gpu)])
+
+    def residue_on(self, gpu: GpuId) -> int:
+        """Bytes that stay when it sleeps: measured, else planned."""
+        if gpu in self.residue_bytes:
+            return self.residue_bytes[gpu]
+        footprint = self.config.footprint
+        planned = int(footprint.residue_gib * GIB) if footprint else 2 * GIB
+        return min(planned, self.awake_on(gpu))
+
+    @property
+    def host_bytes(self) -> int:
+        """Host RAM that its masters take at level 1: configured, else all that a sleep frees."""
+        footprint = self.config.footprint
+        if footprint and footprint.host_gib is not None:
+            return int(footprint.host_gib * GIB)
+        return sum(self.awake_on(g) - self.residue_on(g) for g in self.gpus)
+
+    def charge_on(self, gpu: GpuId) -> int:
+        """What the ledger says it holds on a GPU now."""
+        if self.held_bytes is not None and gpu in self.held_bytes:
+            return self.held_bytes[gpu]
+        if not self.live and self.state is not State.QUARANTINED:
+            return 0
+        return self.residue_on(gpu) if self.state is State.ASLEEP else self.awake_on(gpu)
+
+    def residencies(self) -> tuple[Residency, ...]:
+        return tuple(
+            Residency(
+                engine=self.name,
+                gpu=gpu,
+                planned_awake_bytes=self.planned_awake_bytes[i],
+                awake_bytes=self.awake_bytes.get(gpu),
+                residue_bytes=self.residue_bytes.get(gpu),
+                held_bytes=self.charge_on(gpu),
+            )
+            for i, gpu in enumerate(self.gpus)
+        )
+
+    def record(self) -> EngineRecord:
+        return EngineRecord(
+            engine=self.name,
+            state=self.state,
+            depth=self.depth,
+            level=self.level,
+            launcher=self.config.launcher,
+            url=self.url,
+            ref=dict(self.handle.ref) if self.handle else {},
+            spec_hash=self.config.spec_hash(),
+            version=self.version,
+            canary=dict(self.golden) if self.golden else None,
+            failures=self.failures,
+            reason=self.reason,
+            wake_s=self.costs.wake_s,
+            sleep_s=self.costs.sleep_s,
+            start_s=self.costs.start_s,
+        )
+
+
+@dataclass(slots=True)
+class ActiveSwap:
+    """A swap under way. ``unwanted`` is set while nobody waits for the engine it would wake."""
+
+    id: str
+    swap: values.Swap
+    begun_at_s: float
+    begun_wall_s: float
+    commands: tuple[Command, ...] = ()
+    unwanted: asyncio.Event = field(default_factory=asyncio.Event)
+    phases_s: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
+    refused: set[str] = field(default_factory=set)  # victims that could not yield: asked again only after a while
+    task: asyncio.Task[None] | None = None

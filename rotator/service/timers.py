@@ -1,0 +1,108 @@
+"""What happens by the clock: reading GPUs, asking engines whether they live, idle sleep, looking again."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.triggers.interval import IntervalTrigger
+
+from rotator.core import policy
+from rotator.core.values import GpuId, State
+from rotator.ports import DeviceError, LedgerError
+from rotator.service.loop import Loop
+from rotator.service.mailbox import Asked, GpuRead, PidsRead, Unhealthy
+
+_log = logging.getLogger(__name__)
+_PIDS_EVERY_S = 10.0
+_LEDGER_EVERY_S = 2.0
+_ATTACHED_EVERY_S = 5.0
+_IDLE_EVERY_S = 1.0
+_IDLE_COMMAND_S = 60.0
+
+
+class Timers:
+    """Each job runs alone: one that is late is skipped, never doubled."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._scheduler = AsyncIOScheduler(
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
+        )
+
+    def start(self) -> None:
+        config = self._loop.world.config
+        self._every(config.devices.sample_every_s, self.read_gpus)
+        self._every(config.recovery.health_every_s, self._ask_health)
+        self._every(_PIDS_EVERY_S, self._read_pids)
+        self._every(_LEDGER_EVERY_S, self._ask_ledger)
+        self._every(_ATTACHED_EVERY_S, self._look_for_attached)
+        self._every(_IDLE_EVERY_S, self._sleep_idle)
+        self._scheduler.start()
+
+    def stop(self) -> None:
+        if self._scheduler.running:
+            self._scheduler.shutdown(wait=False)
+
+    def _every(self, seconds: float, job: Callable[[], Awaitable[None]]) -> None:
+        self._scheduler.add_job(job, IntervalTrigger(seconds=seconds), id=job.__name__)
+
+    async def read_gpus(self) -> None:
+        await asyncio.gather(*(self._read_gpu(gpu) for gpu in self._loop.fleet.gpus))
+        self._loop.tick()
+
+    async def _read_gpu(self, gpu: GpuId) -> None:
+        deadline_s = self._loop.world.config.devices.read_deadline_s
+        try:
+            reading = await self._loop.world.devices.read(gpu, deadline_s=deadline_s)
+        except DeviceError as e:
+            self._loop.tell(GpuRead(gpu, None, str(e)))
+        else:
+            self._loop.tell(GpuRead(gpu, reading, None))
+
+    async def _ask_health(self) -> None:
+        awake = [e for e in self._loop.all_runtimes() if e.state is State.AWAKE]
+        deadline_s = self._loop.world.config.recovery.health_every_s
+        answers = await asyncio.gather(
+            *(self._loop.world.control.is_healthy(e.url, deadline_s=deadline_s) for e in awake)
+        )
+        for engine, ok in zip(awake, answers, strict=True):
+            self._loop.tell(Unhealthy(engine.name, ok))
+
+    async def _read_pids(self) -> None:
+        for engine in self._loop.all_runtimes():
+            if engine.live and engine.handle is not None:
+                handle = engine.handle
+                pids = await self._loop.world.launchers[handle.launcher].pids(handle)
+                self._loop.tell(PidsRead(engine.name, handle.ref, pids))
+
+    async def _ask_ledger(self) -> None:
+        ledger = self._loop.world.ledger
+        if ledger.healthy:
+            return
+        try:
+            await ledger.probe()
+        except LedgerError as e:
+            _log.warning("ledger: %s", e)
+        self._loop.tick()
+
+    async def _look_for_attached(self) -> None:
+        if self._loop.adopting:
+            return
+        for engine in self._loop.all_runtimes():
+            if engine.config.launcher == "attach" and engine.state in (State.STOPPED, State.FAILED):
+                await self._loop.adopter.adopt_attached(engine)
+
+    async def _sleep_idle(self) -> None:
+        loop = self._loop
+        idle_s = loop.world.config.policies.idle_sleep_s
+        if idle_s is None or loop.adopting:
+            return
+        used = {e.name: max(loop.world.traffic.last_used_s(e.name), e.awake_since_s) for e in loop.all_runtimes()}
+        asked = {command.engine for command in loop.desk.pending_commands()}
+        commands = tuple(c for c in policy.idle_sleepers(loop.snapshot(), used, idle_s) if c.engine not in asked)
+        if commands:
+            answers = tuple(asyncio.get_running_loop().create_future() for _ in commands)
+            for answer in answers:
+                answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+            loop.tell(Asked(commands, answers, loop.now_s() + _IDLE_COMMAND_S))

@@ -1,0 +1,24 @@
+"""Everything outside that the runners act on, handed over in one piece by the composition root."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rotator.config import FleetConfig
+from rotator.ports import Devices, EngineControl, Launcher, Ledger
+from rotator.service.events import EventBus
+from rotator.service.journal import Journal
+from rotator.service.traffic import Traffic
+
+
+@dataclass(slots=True)
+class World:
+    """``config`` is replaced as a whole by a reload; the rest stays for the service's life."""
+
+    config: FleetConfig
+    devices: Devices
+    control: EngineControl
+    launchers: Mapping[str, Launcher]
+    ledger: Ledger
+    journal: Journal
+    traffic: Traffic
+    bus: EventBus
