@@ -21,7 +21,7 @@ from allocator.errors import (
     UnknownTag,
     UsageError,
 )
-from allocator.values import TAGS, HostMemory, Segment, SleepReport, Tag, TagUsage, WakeReport
+from allocator.values import TAGS, DeviceMemory, HostMemory, Segment, SleepReport, Tag, TagUsage, WakeReport
 
 __all__ = [
     "TAGS",
@@ -30,6 +30,7 @@ __all__ = [
     "AllocatorError",
     "AlreadyAsleep",
     "Capturing",
+    "DeviceMemory",
     "DriverError",
     "DriverMissing",
     "ForeignPointer",

@@ -107,6 +107,7 @@ _SIGNATURES: dict[str, list[type]] = {
     "ra_asleep_tags": [c_void_p, POINTER(c_uint32)],
     "ra_memory_usage": [c_void_p, POINTER(Usage), c_size_t, POINTER(c_size_t)],
     "ra_host_memory": [c_void_p, POINTER(HostUsage)],
+    "ra_device_memory": [c_void_p, c_int, POINTER(c_uint64), POINTER(c_uint64), _ERROR],
     "ra_torch_bind": [c_void_p],
     "ra_torch_tag": [c_int],
 }

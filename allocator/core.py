@@ -8,7 +8,17 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 
 from allocator import _native, errors
-from allocator.values import OFFLOADED_BY_LEVEL, TAGS, HostMemory, Segment, SleepReport, Tag, TagUsage, WakeReport
+from allocator.values import (
+    OFFLOADED_BY_LEVEL,
+    TAGS,
+    DeviceMemory,
+    HostMemory,
+    Segment,
+    SleepReport,
+    Tag,
+    TagUsage,
+    WakeReport,
+)
 
 _SLAB_BYTES = 256 << 20
 _ALL_TAGS = (1 << len(TAGS)) - 1
@@ -57,6 +67,7 @@ class Allocator:
         self._handle = ctypes.c_void_p()
         if slab_bytes <= 0:
             raise errors.InvalidSize("slab_bytes must be positive")
+        self.scale, self.simulated = 1, False
         path = None if driver is None else os.fsencode(driver)
         scale, simulated = ctypes.c_uint64(1), ctypes.c_int(0)
         self._call("ra_scale", path, ctypes.byref(scale), ctypes.byref(simulated), handle=False)
@@ -86,13 +97,19 @@ class Allocator:
         self._call("ra_free", address, stream)
 
     def write(self, segment: Segment, data: bytes | bytearray | memoryview, offset: int = 0) -> None:
-        """Copy `data` to the segment at `offset`, both in content bytes. Raises ForeignPointer, TagAsleep, InvalidSize."""
+        """Copy `data` to the segment at `offset`, both in content bytes.
+
+        Raises ForeignPointer, TagAsleep, InvalidSize, DriverError.
+        """
         content = bytes(data)
         self._check_offset(offset, len(content))
         self._call("ra_write", segment.address, offset, content, len(content))
 
     def read(self, segment: Segment, offset: int = 0, nbytes: int | None = None) -> bytes:
-        """`nbytes` content bytes from `offset`, or all the rest. Raises ForeignPointer, TagAsleep, InvalidSize."""
+        """`nbytes` content bytes from `offset`, or all the rest.
+
+        Raises ForeignPointer, TagAsleep, InvalidSize, DriverError.
+        """
         length = segment.content_nbytes - offset if nbytes is None else nbytes
         self._check_offset(offset, length)
         buffer = ctypes.create_string_buffer(max(length, 1))
@@ -170,13 +187,19 @@ class Allocator:
         """One row for each tag and device that was ever allocated on."""
         rows, count = (_native.Usage * 256)(), ctypes.c_size_t()
         self._call("ra_memory_usage", rows, len(rows), ctypes.byref(count), error=False)
-        return tuple(self._usage(row) for row in rows[: count.value])
+        return tuple(sorted((self._usage(row) for row in rows[: count.value]), key=_by_tag_and_device))
 
     def host_memory(self) -> HostMemory:
         usage = _native.HostUsage()
         self._call("ra_host_memory", ctypes.byref(usage), error=False)
         registered, used, budget = usage.bytes_registered, usage.bytes_used, usage.bytes_budget
         return HostMemory(self._shown(registered), self._shown(used), self._shown(budget))
+
+    def device_memory(self, device: int = 0) -> DeviceMemory:
+        """What the driver says of a whole device, all processes together. Raises DriverError."""
+        free, total = ctypes.c_uint64(), ctypes.c_uint64()
+        self._call("ra_device_memory", device, ctypes.byref(free), ctypes.byref(total))
+        return DeviceMemory(self._shown(free.value), self._shown(total.value))
 
     def close(self) -> None:
         """Give everything back. Segments are gone; further calls raise."""
@@ -263,3 +286,7 @@ class Allocator:
 
     def _shown(self, real_bytes: int) -> int:
         return real_bytes * self.scale
+
+
+def _by_tag_and_device(row: TagUsage) -> tuple[int, int]:
+    return TAGS.index(row.tag), row.device

@@ -1,21 +1,21 @@
 """Everything that the allocator raises.
 
-    AllocatorError
-     ├─ LibraryMissing       the library was not built, or not where the package looks
-     ├─ DriverMissing        no CUDA driver to load, or one without the calls that are needed
-     ├─ UsageError           the caller is wrong, and nothing was changed
-     │   ├─ UnknownTag
-     │   ├─ AlreadyAsleep    sleep while asleep
-     │   ├─ NotAsleep        wake while awake
-     │   ├─ TagAsleep        alloc, read or write under a sleeping tag
-     │   ├─ ForeignPointer   free, read or write of what is no live segment
-     │   ├─ InvalidSize      zero bytes, more than the device has, or past the end of a segment
-     │   └─ Capturing        a graph capture is running
-     ├─ OutOfMemory          the device has too little room: says how much is wanted and how much is free
-     ├─ HostMemoryExhausted  the masters do not fit host memory or its budget
-     ├─ AddressesExhausted   the tag's reservation is too fragmented for this segment
-     ├─ DriverError          the driver refused a call; everything it had done for this operation was undone
-     └─ RollbackFailed       ... and so did the undoing: the tags are asleep with their content kept, wake them
+AllocatorError
+ ├─ LibraryMissing       the library was not built, or not where the package looks
+ ├─ DriverMissing        no CUDA driver to load, or one without the calls that are needed
+ ├─ UsageError           the caller is wrong, and nothing was changed
+ │   ├─ UnknownTag
+ │   ├─ AlreadyAsleep    sleep while asleep
+ │   ├─ NotAsleep        wake while awake
+ │   ├─ TagAsleep        alloc, read or write under a sleeping tag
+ │   ├─ ForeignPointer   free, read or write of what is no live segment
+ │   ├─ InvalidSize      zero bytes, more than the device has, or past the end of a segment
+ │   └─ Capturing        a graph capture is running
+ ├─ OutOfMemory          the device has too little room: says how much is wanted and how much is free
+ ├─ HostMemoryExhausted  the masters do not fit host memory or its budget
+ ├─ AddressesExhausted   the tag's reservation is too fragmented for this segment
+ ├─ DriverError          the driver refused a call; everything it had done for this operation was undone
+ └─ RollbackFailed       ... and so did the undoing: the tags are asleep with their content kept, wake them
 """
 
 from __future__ import annotations

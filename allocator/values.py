@@ -81,3 +81,9 @@ class HostMemory:
     bytes_registered: int
     bytes_used: int
     bytes_budget: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    bytes_free: int
+    bytes_total: int

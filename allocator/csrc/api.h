@@ -103,6 +103,8 @@ RA_EXPORT int ra_asleep_tags(ra_allocator* allocator, uint32_t* tags);
 // Fills at most `capacity` rows and stores how many there are.
 RA_EXPORT int ra_memory_usage(ra_allocator* allocator, ra_usage* rows, size_t capacity, size_t* count);
 RA_EXPORT int ra_host_memory(ra_allocator* allocator, ra_host_usage* usage);
+// What the driver says of a whole device, all processes together.
+RA_EXPORT int ra_device_memory(ra_allocator* allocator, int device, uint64_t* free, uint64_t* total, ra_error* error);
 
 // torch's pluggable allocator. They serve the allocator given to ra_torch_bind, under the tag of the calling thread.
 RA_EXPORT int ra_torch_bind(ra_allocator* allocator);

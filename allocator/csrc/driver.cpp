@@ -52,7 +52,10 @@ Driver load_driver(const char* path) {
   RA_DRIVER_OPTIONAL_CALLS(RA_OPTIONAL)
 #undef RA_REQUIRED
 #undef RA_OPTIONAL
-  RA_TRY(driver, Init, 0);
+  // A driver without a device is no better than none.
+  const CUresult initialized = driver.Init(0);
+  if (initialized == CUDA_ERROR_NO_DEVICE) raise(RA_DRIVER_MISSING, std::string(name) + " finds no device");
+  if (initialized != CUDA_SUCCESS) raise_driver(driver, initialized, "Init");
   return driver;
 }
 

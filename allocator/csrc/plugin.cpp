@@ -143,6 +143,10 @@ int ra_host_memory(ra_allocator* allocator, ra_host_usage* usage) {
   return locked(allocator, nullptr, [&](State& state) { *usage = state.host_usage(); });
 }
 
+int ra_device_memory(ra_allocator* allocator, int device, uint64_t* free, uint64_t* total, ra_error* error) {
+  return locked(allocator, error, [&](State& state) { state.device_memory(device, *free, *total); });
+}
+
 // torch passes no context to its pluggable allocator, so the one it serves is bound here; the tag is the thread's,
 // as is torch's routing to a pool.
 static thread_local int torch_tag = RA_WEIGHTS;

@@ -35,7 +35,7 @@ static bool map_back(const std::vector<Run>& runs, std::size_t count) {
   for (std::size_t i = 0; i < count; ++i) {
     Journal journal;
     try {
-      ContextScope scope(runs[i].pool->device);
+      QuietContext scope(runs[i].pool->device);
       runs[i].pool->back(runs[i].first, runs[i].last, journal);
     } catch (const Error&) {
       restored = false;
@@ -49,7 +49,7 @@ void State::unmap_all(const std::vector<Pool*>& pools) {
   const std::vector<Run> runs = mapped_runs(pools);
   mark_intact(runs);
   for (std::size_t i = 0; i < runs.size(); ++i) {
-    ContextScope scope(runs[i].pool->device);
+    QuietContext scope(runs[i].pool->device);  // past the first unmap nothing may leave but through the rollback
     const CUresult result = runs[i].pool->unmap(runs[i].first, runs[i].last);
     if (result == CUDA_SUCCESS) continue;
     if (map_back(runs, i)) raise_driver(driver_, result, "MemUnmap");

@@ -179,6 +179,14 @@ std::vector<ra_usage> State::usage() const {
   return all;
 }
 
+void State::device_memory(int index, uint64_t& free, uint64_t& total) {
+  ContextScope scope(device(index));
+  std::size_t free_bytes = 0, total_bytes = 0;
+  RA_TRY(driver_, MemGetInfo, &free_bytes, &total_bytes);
+  free = free_bytes;
+  total = total_bytes;
+}
+
 ra_host_usage State::host_usage() const {
   return {arena_.bytes_registered(), arena_.bytes_used(), arena_.bytes_budget()};
 }

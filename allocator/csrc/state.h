@@ -35,6 +35,7 @@ class State {
 
   std::vector<ra_usage> usage() const;
   ra_host_usage host_usage() const;
+  void device_memory(int index, uint64_t& free, uint64_t& total);
   uint32_t asleep_tags() const { return asleep_; }
 
  private:
