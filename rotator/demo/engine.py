@@ -17,10 +17,11 @@ from collections.abc import AsyncIterator, Sequence
 from aiohttp import web
 
 from rotator.demo import routes_control, routes_more, routes_openai
-from rotator.demo.core import GIB, Core, Speed
+from rotator.demo.core import GIB, Core
 from rotator.demo.dialects import stub_dialect
 from rotator.demo.memory import DeviceFault, PlainMemory, RankMemory
 from rotator.demo.misbehave import Misbehaviour
+from rotator.demo.sequences import Speed
 from rotator.demo.wire import SERVED, Served, errors_as_json
 
 log = logging.getLogger("vllm")

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 WEIGHTS = "weights"
@@ -10,7 +11,7 @@ TAGS = frozenset({WEIGHTS, KV})
 KV_SLOT_BYTES = 64
 _BLOCK_BYTES = 1 << 18
 _PIECE_BYTES = 64
-_PIECES_A_RANK = 256
+_PIECES_A_RANK = 64
 
 
 class DeviceFault(Exception):
@@ -97,12 +98,17 @@ class PlainMemory:
 
 
 def load_weights(ranks: Sequence[RankMemory], seed: str) -> None:
-    """Write every rank's shard: bytes that only ``seed`` and the rank decide."""
-    for number, rank in enumerate(ranks):
-        size = rank.content_bytes(WEIGHTS)
-        for offset in range(0, size, _BLOCK_BYTES):
-            wanted = min(_BLOCK_BYTES, size - offset)
-            rank.write(WEIGHTS, offset, hashlib.shake_128(f"{seed}/{number}/{offset}".encode()).digest(wanted))
+    """Write every rank's shard: bytes that only ``seed`` and the rank decide. Ranks load side by side."""
+    with ThreadPoolExecutor(len(ranks)) as pool:
+        for done in [pool.submit(_load_rank, rank, f"{seed}/{number}") for number, rank in enumerate(ranks)]:
+            done.result()
+
+
+def _load_rank(rank: RankMemory, seed: str) -> None:
+    size = rank.content_bytes(WEIGHTS)
+    for offset in range(0, size, _BLOCK_BYTES):
+        content = hashlib.shake_128(f"{seed}/{offset}".encode()).digest(min(_BLOCK_BYTES, size - offset))
+        rank.write(WEIGHTS, offset, content)
 
 
 def weights_digest(ranks: Sequence[RankMemory]) -> bytes:

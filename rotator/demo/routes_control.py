@@ -7,9 +7,10 @@ from typing import Any
 from aiohttp import web
 from pydantic import ValidationError
 
-from rotator.demo.core import BadArgument, Core
+from rotator.demo.core import Core
 from rotator.demo.dialects import LEVELS, MODES, WAKE_TAGS, StubDialect
 from rotator.demo.misbehave import Misbehaviour
+from rotator.demo.sequences import BadArgument
 from rotator.demo.wire import bad_request, error, json_response, served
 
 DIALECT: web.AppKey[StubDialect] = web.AppKey("dialect", StubDialect)

@@ -11,8 +11,8 @@ from typing import Any
 from aiohttp import WSMsgType, web
 
 from rotator.demo import tokens
-from rotator.demo.core import Step, Stream
 from rotator.demo.routes_openai import chat_prompt, content_text
+from rotator.demo.sequences import Step, Stream
 from rotator.demo.wire import (
     MAX_TOKENS_DEFAULT,
     EventStream,
@@ -25,7 +25,6 @@ from rotator.demo.wire import (
     read_body,
     sampling_of,
     served,
-    steps,
     submit,
     text_of,
     usage_of,
@@ -123,7 +122,7 @@ async def _stream_response(request: web.Request, response: dict[str, Any], strea
 
     await send("response.created", {"response": response})
     reason = "abort"
-    async for item in steps(request, stream):
+    async for item in events.follow(stream):
         if not isinstance(item, Step):
             reason = item.reason
             break
@@ -182,7 +181,7 @@ async def _stream_message(request: web.Request, head: dict[str, Any], stream: St
 
     await send("message_start", message=head | {"content": [], "usage": _anthropic_usage(stream)})
     await send("content_block_start", index=0, content_block={"type": "text", "text": ""})
-    async for item in steps(request, stream):
+    async for item in events.follow(stream):
         if not isinstance(item, Step):
             reason = item.reason
             break

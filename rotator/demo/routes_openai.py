@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from rotator.demo import tokens
-from rotator.demo.core import Finish, Step, Stream
+from rotator.demo.sequences import Finish, Step, Stream
 from rotator.demo.wire import (
     MAX_TOKENS_DEFAULT,
     EventStream,
@@ -20,7 +20,6 @@ from rotator.demo.wire import (
     read_body,
     sampling_of,
     served,
-    steps,
     submit,
     text_of,
     usage_of,
@@ -147,7 +146,7 @@ async def _stream(
     if chat:
         await events.send(head | {"choices": [_chat_choice({"role": "assistant", "content": ""})]})
     offset = 0
-    async for item in steps(request, stream):
+    async for item in events.follow(stream):
         value = head | {"choices": [chunk(item, body, count, offset)]}
         if options.get("continuous_usage_stats"):
             value["usage"] = usage_of(stream)

@@ -8,7 +8,8 @@ from typing import Any
 from aiohttp import web
 
 from rotator.demo import tokens
-from rotator.demo.core import BadArgument, Core, CoreError, Finish, Sampling, Step, Stream
+from rotator.demo.core import Core
+from rotator.demo.sequences import BadArgument, CoreError, Finish, Sampling, Step, Stream
 
 MAX_TOKENS_DEFAULT = 256
 
@@ -47,7 +48,7 @@ def bad_request(message: str) -> web.Response:
 class Refused(Exception):
     """A request that is answered with this response."""
 
-    def __init__(self, response: web.Response) -> None:
+    def __init__(self, response: web.StreamResponse) -> None:
         super().__init__(response.status)
         self.response = response
 
@@ -86,10 +87,13 @@ def check_model(request: web.Request, model: Any) -> None:
 
 def sampling_of(body: Mapping[str, Any], *, default_max: int) -> Sampling:
     """Sampling parameters of a request. Raises Refused."""
-    found = body.get("max_completion_tokens") or body.get("max_tokens") or body.get("max_output_tokens") or default_max
+    names = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+    found = next((body[name] for name in names if body.get(name) is not None), default_max)
     temperature, seed = body.get("temperature"), body.get("seed")
     if not isinstance(found, int) or found < 1:
         raise Refused(bad_request(f"max_tokens must be at least 1, got {found}."))
+    if not isinstance(temperature, int | float | None) or not isinstance(seed, int | None):
+        raise Refused(bad_request("temperature must be a number and seed an integer"))
     return Sampling(
         max_tokens=found,
         temperature=1.0 if temperature is None else float(temperature),
@@ -175,6 +179,17 @@ class EventStream:
             if transport is not None:
                 transport.abort()
             raise ConnectionResetError("cut, as told")
+
+    async def follow(self, stream: Stream) -> AsyncIterator[Step | Finish]:
+        """Every token and the Finish. A core that fails under a stream ends it as vLLM does: with an error among the
+        data, then normally."""
+        try:
+            async for item in steps(self._request, stream):
+                yield item
+        except CoreError as e:
+            reason = {"message": str(e), "type": "InternalServerError", "param": None, "code": 500}
+            await self.send({"error": reason})
+            raise Refused(await self.done()) from None
 
     async def done(self, *, marker: bool = True) -> web.StreamResponse:
         if marker:

@@ -5,11 +5,12 @@ from typing import Any
 
 from aiohttp import web
 
-from rotator.demo.core import Core, Speed
+from rotator.demo.core import Core
 from rotator.demo.dialects import stub_dialect
 from rotator.demo.engine import build_app
 from rotator.demo.memory import PlainMemory
 from rotator.demo.misbehave import Misbehaviour
+from rotator.demo.sequences import Speed
 
 MODEL = "m"
 
@@ -47,7 +48,9 @@ async def start_stub(version: str, *, task: str = "generate", dev_mode: bool = T
 
     @web.middleware
     async def record(request: web.Request, handler: Any) -> Any:
-        asked.append((request.method, request.path_qs, await request.read()))
+        # A multipart body can be read only once, and that is the route's to do.
+        body = b"" if request.content_type.startswith("multipart/") else await request.read()
+        asked.append((request.method, request.path_qs, body))
         return await handler(request)
 
     app.middlewares.insert(0, record)

@@ -41,6 +41,8 @@ async def stream_tokens(stub: Stub, prompt: str, count: int) -> tuple[list[str],
         async for line in response.content:
             if line.strip() == b"data: [DONE]":
                 done = True
+            elif line.startswith(b'data: {"error"'):
+                reason = "error"
             elif line.startswith(b"data: "):
                 choice = json.loads(line[6:])["choices"][0]
                 reason = choice["finish_reason"] or reason
@@ -199,7 +201,8 @@ async def test_a_partial_wake_before_0_24_with_a_frozen_stream_kills_the_stub_as
         await session.post(f"{engine.url}/wake_up?tags=weights")
     await eventually(lambda: engine.deaths == [1])
     assert not await control.is_healthy(engine.url, deadline_s=SOON_S)
-    await asyncio.wait([stream], timeout=SOON_S)
+    _, reason, _ = await asyncio.wait_for(stream, SOON_S)
+    assert reason == "error"
 
 
 @pytest.mark.parametrize("release", RELEASES)
