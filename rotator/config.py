@@ -109,7 +109,7 @@ class EngineConfig(Section):
     command: tuple[Word, ...] = Field(
         default=(), description="program and arguments; {port}, {name} and {gpus} are filled in"
     )
-    env: dict[str, Word] = Field(default={}, description="added to the service's own environment")
+    env: dict[str, Word] = Field(default={}, description="added to what engines inherit of the service's")
     workdir: str | None = None
     port: int | None = Field(default=None, ge=1, le=65535, description="loopback port; chosen once and kept if absent")
     url: HttpUrl | None = Field(default=None, description="for launcher 'attach': where the engine runs")
@@ -226,6 +226,10 @@ class RecoveryConfig(Section):
     )
     first_sleep_frees_min: float = Field(
         default=0.5, gt=0, le=1, description="share of the footprint that a first sleep must free"
+    )
+    health_every_s: float = Field(default=5, gt=0, description="how often an awake engine is asked /health")
+    health_failures_max: int = Field(
+        default=6, ge=1, description="so many misses in a row and an awake engine is restarted"
     )
     on_shutdown: Literal["leave", "sleep", "stop"] = Field(
         default="leave", description="what SIGTERM does to the engines"

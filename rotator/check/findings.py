@@ -1,0 +1,57 @@
+"""What a check finds, and the machine around a configuration as the checks see it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from rotator.ports import HostMemory
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """``line`` reads ``place: problem: fix``. An error keeps something from working; a warning may be meant."""
+
+    line: str
+    is_error: bool = True
+
+
+def error(place: str, problem: str, fix: str) -> Finding:
+    return Finding(f"{place}: {problem}: {fix}")
+
+
+def warning(place: str, problem: str, fix: str) -> Finding:
+    return Finding(f"{place}: {problem}: {fix}", is_error=False)
+
+
+class Surroundings(Protocol):
+    """The machine, as far as the checks ask about it. Nothing here changes anything or blocks for long."""
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        """The environment that the service would run with."""
+        ...
+
+    def port_holder(self, host: str, port: int) -> str | None:
+        """Who listens there, in words; None where the port is free."""
+        ...
+
+    def program_problem(self, program: str, workdir: str | None, path: str | None) -> str | None:
+        """Why the program cannot be run; ``path`` is the PATH it would be looked up in."""
+        ...
+
+    def exists(self, path: Path) -> bool: ...
+
+    def unwritable(self, folder: Path) -> str | None:
+        """Why no file can be made there (or the folder itself cannot be); None where one can."""
+        ...
+
+    def host_memory(self) -> HostMemory: ...
+
+    def memlock_bytes(self) -> int | None:
+        """How much memory a process may lock; None for no limit."""
+        ...
+
+    def ledger_problem(self, url: str) -> str | None:
+        """Why the ledger at this URL cannot be opened."""
+        ...

@@ -1,0 +1,150 @@
+"""Commands that change something in a running service."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from rotator.cli import render
+from rotator.cli.client import engine_path
+from rotator.cli.options import (
+    DEADLINE_DEFAULT_S,
+    URL_DEFAULT,
+    AsJson,
+    Deadline,
+    DryRun,
+    Force,
+    Key,
+    Level,
+    Url,
+    Wait,
+    client,
+    print_json,
+)
+
+Model = Annotated[str, typer.Argument(help="an engine's name or alias")]
+
+
+def wake(
+    context: typer.Context,
+    model: Model,
+    wait: Wait = True,
+    deadline_s: Deadline = DEADLINE_DEFAULT_S,
+    dry_run: DryRun = False,
+    force: Force = False,
+    url: Url = URL_DEFAULT,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give a model its turn; whoever is in the way yields as the plan says."""
+    body = {"model": model, "wait": wait, "deadline_s": deadline_s, "dry_run": dry_run, "force": force}
+    _report(client(context, url, key).post("/wake", body, deadline_s=deadline_s), as_json)
+
+
+def sleep(
+    context: typer.Context,
+    model: Model,
+    level: Level = None,
+    wait: Wait = True,
+    deadline_s: Deadline = DEADLINE_DEFAULT_S,
+    dry_run: DryRun = False,
+    force: Force = False,
+    url: Url = URL_DEFAULT,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send a model to sleep; requests in flight finish, or freeze until its next wake."""
+    body = {"model": model, "level": level, "wait": wait, "deadline_s": deadline_s, "dry_run": dry_run, "force": force}
+    _report(client(context, url, key).post("/sleep", body, deadline_s=deadline_s), as_json)
+
+
+def swap(
+    context: typer.Context,
+    model: Model,
+    out: Annotated[list[str] | None, typer.Option("--sleep", help="who must yield; may be repeated")] = None,
+    level: Level = None,
+    wait: Wait = True,
+    deadline_s: Deadline = DEADLINE_DEFAULT_S,
+    dry_run: DryRun = False,
+    force: Force = False,
+    url: Url = URL_DEFAULT,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send some models to sleep and wake another, in one plan."""
+    body = {
+        "wake": model,
+        "sleep": out or None,
+        "level": level,
+        "wait": wait,
+        "deadline_s": deadline_s,
+        "dry_run": dry_run,
+        "force": force,
+    }
+    _report(client(context, url, key).post("/swap", body, deadline_s=deadline_s), as_json)
+
+
+def engine_command(action: str, help_text: str) -> Callable[..., None]:
+    """start, stop and restart differ in nothing but their names."""
+
+    def command(
+        context: typer.Context,
+        model: Model,
+        wait: Wait = True,
+        deadline_s: Deadline = DEADLINE_DEFAULT_S,
+        dry_run: DryRun = False,
+        url: Url = URL_DEFAULT,
+        key: Key = None,
+        as_json: AsJson = False,
+    ) -> None:
+        body = {"wait": wait, "deadline_s": deadline_s, "dry_run": dry_run}
+        answer = client(context, url, key).post(engine_path(model, action), body, deadline_s=deadline_s)
+        _report(answer, as_json)
+
+    command.__doc__ = help_text
+    return command
+
+
+def engine_setting(action: str, help_text: str) -> Callable[..., None]:
+    """pin, unpin and release: done at once, answered with the engine."""
+
+    def command(
+        context: typer.Context, model: Model, url: Url = URL_DEFAULT, key: Key = None, as_json: AsJson = False
+    ) -> None:
+        view = client(context, url, key).post(engine_path(model, action))
+        _say(view, as_json, f"{view['name']}: {view['state']}{', pinned' if view['pinned'] else ''}")
+
+    command.__doc__ = help_text
+    return command
+
+
+def cordon(
+    context: typer.Context,
+    gpu: Annotated[str, typer.Argument(help="an index or a UUID")],
+    reason: Annotated[str, typer.Option("--reason", help="shown wherever the GPU is")] = "",
+    undo: Annotated[bool, typer.Option("--undo", help="let work on it again")] = False,
+    url: Url = URL_DEFAULT,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Keep new work off a GPU: engines there may sleep and stop, none wakes or starts."""
+    path, body = (f"/gpus/{gpu}/uncordon", None) if undo else (f"/gpus/{gpu}/cordon", {"reason": reason})
+    view = client(context, url, key).post(path, body)
+    _say(view, as_json, f"GPU {view['index']}: {view['health']}")
+
+
+def reload(context: typer.Context, url: Url = URL_DEFAULT, key: Key = None, as_json: AsJson = False) -> None:
+    """Let the service read its configuration file again."""
+    answer = client(context, url, key).post("/config/reload")
+    _say(answer, as_json, "\n".join(answer["changes"]) or "nothing changed")
+
+
+def _report(answer: Any, as_json: bool) -> None:
+    _say(answer, as_json, render.result(answer))
+
+
+def _say(answer: Any, as_json: bool, line: str) -> None:
+    if as_json:
+        print_json(answer)
+    else:
+        typer.echo(line)

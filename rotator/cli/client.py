@@ -1,0 +1,153 @@
+"""A client of the operators' REST API: one request at a time, every failure a CliError."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPResponse
+from typing import Any, Protocol
+from urllib.parse import quote, urlencode
+
+from rotator.cli import errors
+from rotator.cli.errors import CliError, fail
+
+CONNECT_DEADLINE_S = 30.0
+_STATUS_CODES = {401: errors.REFUSED, 403: errors.REFUSED, 409: errors.REFUSED, 421: errors.REFUSED}
+_USAGE = (400, 405, 411, 413, 415)
+
+
+class Answer(Protocol):
+    @property
+    def status(self) -> int: ...
+
+    def read(self) -> bytes: ...
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Its lines, as they come."""
+        ...
+
+
+class Transport(Protocol):
+    """Carries one request. Raises OSError where nobody answers."""
+
+    def send(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, deadline_s: float
+    ) -> AbstractContextManager[Answer]: ...
+
+
+class HttpTransport:
+    """urllib, without proxies: a service on loopback must not be looked for on another machine."""
+
+    def __init__(self) -> None:
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _AnyStatus())
+
+    @contextmanager
+    def send(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, deadline_s: float
+    ) -> Iterator[Answer]:
+        request = urllib.request.Request(url, body, dict(headers), method=method)
+        try:
+            answer: HTTPResponse = self._opener.open(request, timeout=deadline_s)
+        except HTTPException as e:
+            raise OSError(f"it speaks no HTTP: {e!r}") from None
+        with answer:
+            yield answer
+
+
+class _AnyStatus(urllib.request.HTTPErrorProcessor):
+    """Gives answers as they are: an error's body says what to do."""
+
+    def http_response(self, request: urllib.request.Request, response: HTTPResponse) -> HTTPResponse:
+        return response
+
+    https_response = http_response
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    url: str
+    key: str | None
+    transport: Transport
+
+    def get(self, path: str, **query: Any) -> Any:
+        return self._ask("GET", path, query, None, CONNECT_DEADLINE_S)
+
+    def post(self, path: str, body: Mapping[str, Any] | None = None, *, deadline_s: float = CONNECT_DEADLINE_S) -> Any:
+        """``deadline_s`` is the service's own; the connection waits a little longer, so that it can answer 504."""
+        given = {k: v for k, v in (body or {}).items() if v is not None}
+        return self._ask("POST", path, {}, given, deadline_s + 10.0)
+
+    def events(self, **query: Any) -> Iterator[dict[str, Any]]:
+        """Follow the event stream. Keep-alive comments bound how long it may be silent."""
+        with self._open("GET", "/events", query, None, CONNECT_DEADLINE_S) as answer:
+            if answer.status != 200:
+                raise _refusal(answer.status, answer.read())
+            for line in answer:
+                if line.startswith(b"data: "):
+                    yield json.loads(line.removeprefix(b"data: "))
+
+    def _ask(
+        self, method: str, path: str, query: Mapping[str, Any], body: Mapping[str, Any] | None, deadline_s: float
+    ) -> Any:
+        with self._open(method, path, query, body, deadline_s) as answer:
+            text = answer.read()
+        if answer.status >= 400:
+            raise _refusal(answer.status, text)
+        try:
+            return json.loads(text)
+        except ValueError:
+            fail(errors.UNREACHABLE, f"{self.url}: what answers there is no rotator: check --url")
+
+    @contextmanager
+    def _open(
+        self, method: str, path: str, query: Mapping[str, Any], body: Mapping[str, Any] | None, deadline_s: float
+    ) -> Iterator[Answer]:
+        if not self.url.startswith(("http://", "https://")):
+            fail(errors.USAGE, f"{self.url}: is no http URL: give e.g. --url http://127.0.0.1:8400")
+        headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+        data = None
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+            data = json.dumps(body).encode()
+        given = urlencode({k: v for k, v in query.items() if v is not None and v != []}, doseq=True)
+        url = f"{self.url.rstrip('/')}{path}{'?' if given else ''}{given}"
+        try:
+            with self.transport.send(method, url, headers, data, deadline_s) as answer:
+                yield answer
+        except TimeoutError:
+            fail(errors.FAILED, f"{self.url}: no answer in {deadline_s:.0f} s: what was begun goes on; see `status`")
+        except (OSError, ValueError) as e:
+            reason = e.reason if isinstance(e, urllib.error.URLError) else e
+            if isinstance(reason, TimeoutError):
+                fail(errors.UNREACHABLE, f"{self.url}: no connection in {deadline_s:.0f} s: check --url")
+            fail(errors.UNREACHABLE, f"{self.url}: cannot reach the service ({reason}): is `rotator serve` running?")
+
+
+def engine_path(name: str, action: str = "") -> str:
+    """The path of one engine; a slash in its name stays one."""
+    return f"/engines/{quote(name)}{f'/{action}' if action else ''}"
+
+
+def _refusal(status: int, text: bytes) -> CliError:
+    """The service's problem as one line and an exit code."""
+    try:
+        problem = json.loads(text)
+        lines = problem.get("errors") or []
+        said = str(problem.get("detail") or problem.get("title") or "")
+    except (ValueError, AttributeError):
+        return CliError(errors.UNREACHABLE, f"HTTP {status} from what is no rotator: check --url")
+    if len(lines) > 1:
+        return CliError(_code(status, problem), *map(str, lines))
+    return CliError(_code(status, problem), said or f"HTTP {status}")
+
+
+def _code(status: int, problem: Mapping[str, Any]) -> int:
+    if status == 422 and problem.get("type") != "urn:rotator:problem:config":
+        return errors.USAGE
+    if status in _USAGE:
+        return errors.USAGE
+    if status in _STATUS_CODES:
+        return _STATUS_CODES[status]
+    return errors.FAILED if status in (500, 502, 504) else errors.PROBLEM

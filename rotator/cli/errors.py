@@ -1,0 +1,27 @@
+"""How a command ends: exit codes, and errors as one line."""
+
+from typing import NoReturn
+
+OK = 0
+PROBLEM = 1  # it ran, and what it found is not well
+USAGE = 2  # the command line or a value on it is wrong
+UNREACHABLE = 3  # no service answers at the URL
+REFUSED = 4  # the service will not: no key, no scope, or it makes no sense now
+FAILED = 5  # it was begun and failed, or was not done by the deadline
+
+EPILOG = (
+    "Exit codes: 0 well, 1 a problem was found, 2 wrong usage, 3 the service cannot be reached, 4 refused, "
+    "5 failed or not done by the deadline."
+)
+
+
+class CliError(Exception):
+    """Ends the command with a code and one line on stderr (more where there are more problems)."""
+
+    def __init__(self, code: int, *lines: str) -> None:
+        super().__init__("\n".join(lines))
+        self.code = code
+
+
+def fail(code: int, *lines: str) -> NoReturn:
+    raise CliError(code, *lines)

@@ -1,0 +1,138 @@
+"""What the service says, as tables for people. ``--json`` goes around all of this."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_STYLES = {
+    "awake": "green",
+    "asleep": "blue",
+    "ok": "green",
+    "failed": "red",
+    "quarantined": "bold red",
+    "unknown": "red",
+    "cordoned": "yellow",
+    "stopped": "dim",
+}
+_GIB = 1 << 30
+
+
+def console(*, stderr: bool = False) -> Console:
+    """No markup: an engine's name or a reason in square brackets is text."""
+    return Console(markup=False, highlight=False, stderr=stderr, soft_wrap=False)
+
+
+def gib(size_bytes: int | None) -> str:
+    return "?" if size_bytes is None else f"{size_bytes / _GIB:.1f}"
+
+
+def seconds(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """Columns whose name ends in a unit or a count are set right."""
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column, justify="right" if column.endswith(("GiB", " s", "#")) else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+    return made
+
+
+def word(state: str) -> Text:
+    return Text(state, style=_STYLES.get(state, "yellow"))
+
+
+def engines(views: Iterable[Mapping[str, Any]]) -> Table:
+    return table(
+        "engines",
+        ("engine", "state", "GPUs", "held GiB", "awake GiB", "waiting #", "in flight #", "ETA s", "canary", "why"),
+        (
+            (
+                e["name"] + (" (pinned)" if e["pinned"] else ""),
+                word(e["state"]),
+                ",".join(map(str, e["gpu_indices"])),
+                gib(sum(e["held_bytes"])),
+                gib(sum(e["awake_bytes"])),
+                e["waiting"],
+                f"{e['in_flight']} ({e['frozen']} frozen)" if e["frozen"] else e["in_flight"],
+                seconds(e["eta_s"]),
+                e["canary"],
+                e["reason"],
+            )
+            for e in views
+        ),
+    )
+
+
+def gpus(views: Iterable[Mapping[str, Any]]) -> Table:
+    return table(
+        "GPUs",
+        ("GPU#", "name", "health", "used GiB", "of GiB", "ledger GiB", "foreign GiB", "who holds it", "moving"),
+        (
+            (
+                g["index"],
+                g["name"],
+                word(g["health"]),
+                gib(g["used_bytes"]),
+                gib(g["total_bytes"]),
+                gib(g["ledger_bytes"]),
+                gib(g["foreign_bytes"]),
+                ", ".join(f"{name} {gib(size)}" for name, size in g["by_engine"].items() if size),
+                g["claimed_by"] or g["reason"],
+            )
+            for g in views
+        ),
+    )
+
+
+def queue(entries: Iterable[Mapping[str, Any]]) -> Table:
+    return table(
+        "waiting requests",
+        ("request", "model", "engine", "waited s", "deadline in s", "ETA s"),
+        (
+            (q["id"], q["model"], q["engine"], seconds(q["waited_s"]), seconds(q["deadline_in_s"]), seconds(q["eta_s"]))
+            for q in entries
+        ),
+    )
+
+
+def rows(name: str, found: Sequence[Mapping[str, Any]]) -> Table:
+    columns = list(found[0]) if found else []
+    return table(name, columns, ([_cell(c, row.get(c)) for c in columns] for row in found))
+
+
+def _cell(column: str, value: Any) -> str:
+    if column.endswith("_wall_s") and isinstance(value, int | float):
+        return datetime.fromtimestamp(value).strftime("%m-%d %H:%M:%S")
+    return "" if value is None else str(value)
+
+
+def plan(view: Mapping[str, Any]) -> str:
+    return "\n".join(view["summary"])
+
+
+def event(view: Mapping[str, Any]) -> str:
+    at = datetime.fromtimestamp(view["at_wall_s"]).strftime("%H:%M:%S.%f")[:-3]
+    data = " ".join(f"{k}={v}" for k, v in view["data"].items())
+    return " ".join(part for part in (at, view["kind"], view["engine"] or "", data) if part)
+
+
+def result(answer: Mapping[str, Any]) -> str:
+    """A command's outcome, one line an engine; the plan where it was a dry run."""
+    if answer["dry_run"]:
+        return "dry run, nothing was done:\n" + plan(answer["plan"])
+    return "\n".join(_result_line(r) for r in answer["results"])
+
+
+def _result_line(r: Mapping[str, Any]) -> str:
+    if not r["done"]:
+        return f"{r['engine']}: {r['action']} begun, it is {r['state']}; follow it with `rotator events`"
+    phases = ", ".join(f"{name} {took:.2f}" for name, took in r["phases_s"].items())
+    done = f"{r['engine']}: {r['action']} done in {r['seconds']:.2f} s, it is {r['state']}"
+    return f"{done} ({phases})" if phases else done

@@ -1,0 +1,95 @@
+"""The machine as ``rotator check`` sees it."""
+
+import os
+import resource
+import shutil
+import socket
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+import sqlalchemy
+
+from rotator.adapters.ledger_database import parse
+from rotator.ports import HostMemory, LedgerError
+
+
+class Machine:
+    """Implements check.Surroundings on this host."""
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        return os.environ
+
+    def port_holder(self, host: str, port: int) -> str | None:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+                probe.listen(1)
+            except OSError as e:
+                return _listener(port) or (e.strerror or str(e)).lower()
+        return None
+
+    def program_problem(self, program: str, workdir: str | None, path: str | None) -> str | None:
+        if workdir is not None and not Path(workdir).is_dir():
+            return f"workdir {workdir} is no directory"
+        if "/" not in program:
+            return None if shutil.which(program, path=path) else "it is nowhere on PATH"
+        where = Path(workdir or ".") / program
+        if not where.is_file():
+            return "no such file"
+        return None if os.access(where, os.X_OK) else "it is not executable"
+
+    def exists(self, path: Path) -> bool:
+        return path.exists()
+
+    def unwritable(self, folder: Path) -> str | None:
+        """Tries with a file where the folder is, else asks whether the nearest parent lets one be made."""
+        try:
+            if folder.is_dir():
+                with tempfile.TemporaryFile(dir=folder):
+                    return None
+            parent = next(p for p in folder.parents if p.exists())
+        except OSError as e:
+            return e.strerror
+        if folder.exists() or not parent.is_dir():
+            return "it is no directory"
+        return None if os.access(parent, os.W_OK | os.X_OK) else f"{parent} lets nobody else make it"
+
+    def host_memory(self) -> HostMemory:
+        memory = psutil.virtual_memory()
+        return HostMemory(memory.total, memory.available)
+
+    def memlock_bytes(self) -> int | None:
+        soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        return None if soft == resource.RLIM_INFINITY or os.geteuid() == 0 else soft
+
+    def ledger_problem(self, url: str) -> str | None:
+        try:
+            parsed = parse(url)
+            if parsed.get_backend_name() == "sqlite":
+                return self.unwritable(Path(parsed.database or ".").absolute().parent) if parsed.database else None
+            with sqlalchemy.create_engine(parsed).connect():
+                return None
+        except LedgerError as e:
+            return str(e)
+        except (sqlalchemy.exc.SQLAlchemyError, ModuleNotFoundError, OSError) as e:
+            return str(e).splitlines()[0]
+
+
+def _listener(port: int) -> str | None:
+    """Who listens on the port, where the system tells."""
+    try:
+        found = psutil.net_connections("tcp")
+    except psutil.Error:
+        return None
+    for connection in found:
+        if connection.status == psutil.CONN_LISTEN and connection.laddr[1:2] == (port,) and connection.pid:
+            try:
+                return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
+            except psutil.Error:
+                return f"process {connection.pid}"
+    return None
