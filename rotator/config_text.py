@@ -46,6 +46,8 @@ def problem_lines(error: ValidationError, data: dict[str, Any], model: type[Base
     lines: dict[str, None] = {}
     places: set[str] = set()
     for detail in error.errors():
+        if detail["type"] == "too_short" and len(detail["input"]):
+            continue  # it counts what is left without the entries that were refused: those have their own lines
         loc = _within(detail["loc"], data)
         place = _place(loc, data)
         if len(loc) < len(detail["loc"]) and place in places:
@@ -91,6 +93,8 @@ def _what(detail: ErrorDetails, loc: Sequence[str | int], model: type[BaseModel]
             return "should be a mapping of keys to values"
         case "tuple_type" | "list_type":
             return "should be a list: write it as [a, b] or as lines that begin with '- '"
+        case "too_short":
+            return "is empty: give at least one entry"
         case "value_error":
             return detail["msg"].removeprefix("Value error, ")
     message = detail["msg"][:1].lower() + detail["msg"][1:]
