@@ -56,7 +56,9 @@ def check(path: ConfigPath = CONFIG_DEFAULT, as_json: AsJson = False) -> None:
 
 
 def schema(
-    markdown: Annotated[bool, typer.Option("--markdown", help="the reference for people instead")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown/--no-markdown", help="the reference for people instead")
+    ] = False,
 ) -> None:
     """Print the JSON Schema of the fleet file, for editors."""
     typer.echo(config_docs.markdown() if markdown else config_docs.json_schema(), nl=False)

@@ -1,0 +1,82 @@
+# Everything from a fresh machine: Python 3.11 or newer and a C++ compiler are all that must be there.
+#
+#   make demo    watch models take turns on simulated GPUs        make test    the whole test suite
+#   make check   all that .ci/run checks                          make bench   the benchmarks
+#
+# PYTHON=python3.12 picks an interpreter; ARGS="--keep" is handed to the demo, TEST_ARGS to pytest, JOBS to pytest-xdist.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+JOBS ?= 2
+ARGS ?=
+TEST_ARGS ?=
+NATIVE := CMakeLists.txt $(wildcard allocator/csrc/* allocator/sim/*.cpp allocator/sim/*.h)
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+
+.PHONY: demo test lint types layers docs docs-current check bench clean
+.DEFAULT_GOAL := check
+
+demo: $(VENV)/.ready-to-run
+	$(BIN)/rotator demo $(ARGS)
+
+test: $(VENV)/.ready-to-test
+	$(BIN)/pytest -n $(JOBS) $(TEST_ARGS)
+
+lint: $(VENV)/.ready-to-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.ready-to-test
+	$(BIN)/mypy --strict
+
+layers: $(VENV)/.ready-to-test
+	$(BIN)/lint-imports
+
+# What is made from the types; the tests say when it is no longer current.
+docs: $(VENV)/.ready-to-test
+	$(BIN)/rotator schema > docs/fleet.schema.json
+	$(BIN)/rotator schema --markdown > docs/configuration.md
+
+docs-current: $(VENV)/.ready-to-test
+	@for pair in "--no-markdown docs/fleet.schema.json" "--markdown docs/configuration.md"; do \
+	  set -- $$pair; \
+	  $(BIN)/rotator schema $$1 | diff -u "$$2" - || { echo "$$2 is not current: run 'make docs'" >&2; exit 1; }; \
+	done
+
+check: test lint types layers docs-current
+
+bench: $(VENV)/.ready-to-test
+	$(BIN)/python -m bench.planner
+	$(BIN)/python -m bench.gateway
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# -- set-up: a stamp says for which pyproject.toml and native sources the environment was made ---------------------------
+
+$(VENV)/.ready-to-run: pyproject.toml $(NATIVE) | $(BIN)/python
+	@command -v c++ > /dev/null || command -v g++ > /dev/null || command -v clang++ > /dev/null \
+	  || { echo "A C++17 compiler is missing: install g++ or clang++ (Debian, Ubuntu: apt install g++)." >&2; exit 1; }
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.ready-to-test: pyproject.toml $(NATIVE) | $(VENV)/.ready-to-run
+	$(PIP) -e '.[dev]'
+	@touch $(VENV)/.ready-to-run $@
+
+# Candidates are run, not only found: a shim may stand for a version that is not installed.
+$(BIN)/python:
+	@for candidate in $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14; do \
+	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' > /dev/null 2>&1; then \
+	    "$$candidate" -m venv $(VENV) && exit 0; \
+	    rm -rf $(VENV); \
+	    echo "$$candidate cannot make a virtual environment (Debian, Ubuntu: apt install python3-venv)." >&2; exit 1; \
+	  fi; \
+	done; \
+	echo "Python 3.11 or newer is missing: install it, or name it with 'make PYTHON=/path/to/python3.12 ...'." >&2; exit 1
