@@ -1,0 +1,221 @@
+"""What the ledger writes and reads, as functions of a connection that is inside a transaction. They block."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import Connection, Row, Table, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from rotator.adapters.ledger_buffers import RequestKey, RequestTotals, VramSample
+from rotator.adapters.ledger_tables import (
+    ENGINES,
+    GPUS,
+    LEASES,
+    OPEN,
+    REQUESTS,
+    RESIDENCIES,
+    TRANSITIONS,
+    VRAM_SAMPLES,
+)
+from rotator.core.values import Depth, GpuId, Level, State
+from rotator.ports import (
+    EngineRecord,
+    GpuInfo,
+    Intent,
+    Lease,
+    LedgerError,
+    OpenTransition,
+    Outcome,
+    Recovered,
+    Residency,
+)
+
+Values = Mapping[str, Any]
+
+
+def upsert(connection: Connection, table: Table, key: Values, values: Values) -> None:
+    """Write one row, whether it is there or not. Portable: the ledger has one writer, so nobody comes between."""
+    here = [table.c[name] == value for name, value in key.items()]
+    if values and connection.execute(update(table).where(*here).values(**values)).rowcount:
+        return
+    if not values and connection.execute(select(1).select_from(table).where(*here)).first():
+        return
+    connection.execute(insert(table).values(**key, **values))
+
+
+# -- the journal -----------------------------------------------------------------------------------------------------
+
+
+def open_transition(connection: Connection, life: int, intent: Intent, now_wall_s: float) -> int:
+    row = {
+        "life": life,
+        "swap_id": intent.swap_id,
+        "engine": intent.engine,
+        "action": str(intent.action),
+        "from_state": intent.from_state.value,
+        "to_state": intent.to_state.value,
+        "reason": intent.reason,
+        "plan": intent.plan,
+        "opened_at_wall_s": intent.at_wall_s or now_wall_s,
+        "result": OPEN,
+    }
+    result = connection.execute(insert(TRANSITIONS), row)
+    return int(result.inserted_primary_key[0])
+
+
+def close_transition(connection: Connection, transition: int, outcome: Outcome, now_wall_s: float) -> None:
+    """Write the outcome once. Saying the same again is allowed (the first answer may have been lost)."""
+    closed_at_wall_s = outcome.at_wall_s or now_wall_s
+    row = {
+        "result": outcome.result,
+        "state": outcome.state.value,
+        "error": outcome.error,
+        "phases_s": outcome.phases_s,
+        "bytes_before": outcome.bytes_before,
+        "bytes_after": outcome.bytes_after,
+        "closed_at_wall_s": closed_at_wall_s,
+        "duration_s": closed_at_wall_s - TRANSITIONS.c.opened_at_wall_s,
+    }
+    still_open = (TRANSITIONS.c.id == transition, TRANSITIONS.c.result == OPEN)
+    if connection.execute(update(TRANSITIONS).where(*still_open).values(**row)).rowcount:
+        return
+    found = connection.execute(select(TRANSITIONS.c.result).where(TRANSITIONS.c.id == transition)).scalar()
+    if found != outcome.result:
+        what = "is not in the journal" if found is None else f"is closed already, as '{found}'"
+        raise LedgerError(f"transition {transition} {what}: its outcome '{outcome.result}' was not written")
+
+
+# -- what is true now ------------------------------------------------------------------------------------------------
+
+
+def put_engine(connection: Connection, record: EngineRecord, now_wall_s: float) -> None:
+    values = asdict(record) | {
+        "state": record.state.value,
+        "depth": None if record.depth is None else record.depth.value,
+        "level": None if record.level is None else int(record.level),
+        "updated_at_wall_s": now_wall_s,
+    }
+    upsert(connection, ENGINES, {"engine": values.pop("engine")}, values)
+
+
+def put_residencies(connection: Connection, rows: Sequence[Residency], now_wall_s: float) -> None:
+    for engine in {row.engine for row in rows}:
+        _ensure(connection, ENGINES, "engine", engine, now_wall_s)
+    for gpu in {row.gpu for row in rows}:
+        _ensure(connection, GPUS, "id", gpu, now_wall_s)
+    for row in rows:
+        values = asdict(row) | {"updated_at_wall_s": now_wall_s}
+        key = {"engine": values.pop("engine"), "gpu": values.pop("gpu")}
+        upsert(connection, RESIDENCIES, key, values)
+
+
+def put_lease(connection: Connection, lease: Lease, now_wall_s: float) -> None:
+    _ensure(connection, GPUS, "id", lease.gpu, now_wall_s)
+    values = {"bytes": lease.bytes, "expires_wall_s": lease.expires_wall_s, "updated_at_wall_s": now_wall_s}
+    upsert(connection, LEASES, {"gpu": lease.gpu, "holder": lease.holder}, values)
+
+
+def drop_lease(connection: Connection, gpu: GpuId, holder: str) -> None:
+    connection.execute(delete(LEASES).where(LEASES.c.gpu == gpu, LEASES.c.holder == holder))
+
+
+def put_gpus(connection: Connection, gpus: Sequence[GpuInfo], now_wall_s: float) -> None:
+    for gpu in gpus:
+        values = asdict(gpu) | {
+            "compute_capability": "{}.{}".format(*gpu.compute_capability),
+            "updated_at_wall_s": now_wall_s,
+        }
+        upsert(connection, GPUS, {"id": values.pop("id")}, values)
+
+
+def put_cordon(connection: Connection, gpu: GpuId, cordoned: bool, reason: str, now_wall_s: float) -> None:
+    values = {"cordoned": cordoned, "cordon_reason": reason if cordoned else "", "updated_at_wall_s": now_wall_s}
+    upsert(connection, GPUS, {"id": gpu}, values)
+
+
+def _ensure(connection: Connection, table: Table, key: str, value: str, now_wall_s: float) -> None:
+    """Make the row that others refer to, so that callers need not know an order of writing."""
+    if connection.execute(select(1).select_from(table).where(table.c[key] == value)).first():
+        return
+    state = {"state": State.STOPPED.value} if table is ENGINES else {}
+    connection.execute(insert(table).values(**{key: value}, **state, updated_at_wall_s=now_wall_s))
+
+
+# -- after a restart -------------------------------------------------------------------------------------------------
+
+
+def recover(connection: Connection, now_wall_s: float) -> Recovered:
+    """Everything an earlier life left. Leases that have expired meanwhile are deleted."""
+    connection.execute(delete(LEASES).where(LEASES.c.expires_wall_s <= now_wall_s))
+    engines = [_engine(row) for row in connection.execute(select(ENGINES))]
+    opened = select(TRANSITIONS).where(TRANSITIONS.c.result == OPEN).order_by(TRANSITIONS.c.id)
+    return Recovered(
+        engines={record.engine: record for record in engines},
+        residencies=tuple(Residency(*row) for row in connection.execute(select(*list(RESIDENCIES.c)[:6]))),
+        leases=tuple(Lease(*row) for row in connection.execute(select(*list(LEASES.c)[:4]))),
+        open_transitions=tuple(_open_transition(row) for row in connection.execute(opened)),
+        cordons=frozenset(connection.execute(select(GPUS.c.id).where(GPUS.c.cordoned)).scalars()),
+    )
+
+
+def _engine(row: Row[Any]) -> EngineRecord:
+    values = dict(row._mapping)
+    del values["updated_at_wall_s"]
+    values["state"] = State(values["state"])
+    values["depth"] = None if values["depth"] is None else Depth(values["depth"])
+    values["level"] = None if values["level"] is None else Level(values["level"])
+    return EngineRecord(**values)
+
+
+def _open_transition(row: Row[Any]) -> OpenTransition:
+    intent = Intent(
+        swap_id=row.swap_id,
+        engine=row.engine,
+        action=row.action,
+        from_state=State(row.from_state),
+        to_state=State(row.to_state),
+        reason=row.reason,
+        plan=row.plan,
+        at_wall_s=row.opened_at_wall_s,
+    )
+    return OpenTransition(id=row.id, intent=intent)
+
+
+# -- what is written in batches --------------------------------------------------------------------------------------
+
+
+def add_samples(connection: Connection, samples: Sequence[VramSample]) -> None:
+    connection.execute(insert(VRAM_SAMPLES), [asdict(sample) for sample in samples])
+
+
+def add_requests(connection: Connection, totals: Mapping[RequestKey, RequestTotals]) -> None:
+    for (model, minute_wall_s), more in totals.items():
+        here = (REQUESTS.c.model == model, REQUESTS.c.minute_wall_s == minute_wall_s)
+        had = connection.execute(select(REQUESTS).where(*here)).one_or_none()
+        total = more if had is None else more.plus(RequestTotals(*had[2:]))
+        upsert(connection, REQUESTS, {"model": model, "minute_wall_s": minute_wall_s}, asdict(total))
+
+
+def drop_old_samples(connection: Connection, before_wall_s: float, batch: int) -> int:
+    """Delete at most ``batch`` samples older than ``before_wall_s``, the oldest first; returns how many."""
+    c = VRAM_SAMPLES.c
+    old = connection.execute(select(c.id).where(c.at_wall_s < before_wall_s).order_by(c.at_wall_s).limit(batch))
+    ids = list(old.scalars())
+    if ids:
+        connection.execute(delete(VRAM_SAMPLES).where(c.id.in_(ids)))
+    return len(ids)
+
+
+def totals(connection: Connection) -> dict[str, dict[str, float]]:
+    c = REQUESTS.c
+    sums = [func.sum(c[name]).label(name) for name in ("requests", "failed", "gone", "waited_s_sum")]
+    highest = func.max(c.waited_s_max).label("waited_s_max")
+    found = connection.execute(select(c.model, *sums, highest).group_by(c.model)).mappings()
+    # Some databases answer a sum of integers with a Decimal.
+    return {row["model"]: {name: float(row[name]) for name in row if name != "model"} for row in found}
+
+
+def is_refused_by_content(error: BaseException | None) -> bool:
+    """Whether a batch was refused for what is in it, so that writing it again can never succeed."""
+    return isinstance(error, (IntegrityError, ValueError, OverflowError))
