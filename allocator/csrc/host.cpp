@@ -40,15 +40,21 @@ HostExtent::HostExtent(const Device& device, std::size_t nbytes, unsigned prefau
   if (nbytes >= kHugePage) madvise(data, nbytes, MADV_HUGEPAGE);
   prefault(prefault_threads);
   const CUresult result = device.driver.MemHostRegister(data, nbytes, CU_MEMHOSTREGISTER_PORTABLE);
-  if (result == CUDA_SUCCESS) return;
+  registered_ = result == CUDA_SUCCESS;
+  if (registered_) return;
   munmap(data, nbytes);
   raise_driver(device.driver, result, "MemHostRegister");
 }
 
 HostExtent::~HostExtent() {
+  // What the driver may still reach is leaked rather than unmapped under it.
+  if (unregister()) munmap(data_, nbytes_);
+}
+
+bool HostExtent::unregister() noexcept {
   QuietContext scope(device_);
-  device_.driver.MemHostUnregister(data_);
-  munmap(data_, nbytes_);
+  if (registered_ && device_.driver.MemHostUnregister(data_) == CUDA_SUCCESS) registered_ = false;
+  return !registered_;
 }
 
 void HostExtent::prefault(unsigned threads) {
@@ -106,7 +112,7 @@ void HostArena::give(const HostBlock& block) {
 
 void HostArena::trim() {
   auto is_free = [this](const std::unique_ptr<HostExtent>& extent) {
-    if (!extent->is_free()) return false;
+    if (!extent->is_free() || !extent->unregister()) return false;
     bytes_registered_ -= extent->nbytes();
     return true;
   };

@@ -23,6 +23,8 @@ class HostExtent {
   unsigned char* data() const { return data_; }
   std::size_t nbytes() const { return nbytes_; }
   bool is_free() const { return ranges.bytes_free() == nbytes_; }
+  // False when the driver refuses: then the memory must stay where it is, and this can be tried again.
+  bool unregister() noexcept;
 
   Ranges ranges;
 
@@ -32,6 +34,7 @@ class HostExtent {
   const Device& device_;
   unsigned char* data_ = nullptr;
   std::size_t nbytes_;
+  bool registered_ = false;
 };
 
 struct HostBlock {

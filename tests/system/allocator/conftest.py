@@ -1,0 +1,97 @@
+"""One simulated box for this process. A driver belongs to its process, as a CUDA context does."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from allocator import Allocator
+from allocator.box import SimulatedBox
+from allocator.simdriver import SimulatedDriver
+
+GIB = 1 << 30
+
+
+@pytest.fixture(scope="session")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedBox]:
+    made = SimulatedBox.create(tmp_path_factory.mktemp("box"), devices=2, copy_gib_s=0)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in made.env().items():
+            patch.setenv(name, value)
+        yield made
+
+
+@pytest.fixture
+def driver(box: SimulatedBox) -> Iterator[SimulatedDriver]:
+    simulated = SimulatedDriver()
+    yield simulated
+    simulated.set_faults()
+    simulated.hold(False)
+
+
+@pytest.fixture
+def allocator(driver: SimulatedDriver) -> Iterator[Allocator]:
+    """One whose every byte, on the device and on the host, must be back when the test ends."""
+    # Slabs of 64 MiB, four granules, so that a few GiB are a few dozen handles.
+    with Allocator(slab_bytes=64 << 20) as made:
+        yield made
+        driver.set_faults()
+        driver.hold(False)
+    assert driver.bytes_used(0, own=True) == 0
+    assert driver.bytes_used(1, own=True) == 0
+    assert driver.bytes_registered() == 0
+
+
+def _pattern(seed: int, nbytes: int) -> bytes:
+    block = bytes((seed * 37 + i * 11) % 251 for i in range(997))
+    return (block * (nbytes // len(block) + 1))[:nbytes]
+
+
+@pytest.fixture
+def pattern() -> Callable[[int, int], bytes]:
+    """Content that is easy to tell apart: by seed, and by position."""
+    return _pattern
+
+
+@dataclass
+class Child:
+    """A Python process that says a line when it gets somewhere and waits for a line to go on."""
+
+    process: subprocess.Popen[str]
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def go_on(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def rest(self) -> str:
+        out, _ = self.process.communicate(timeout=60)
+        return out.strip()
+
+
+@pytest.fixture
+def child(box: SimulatedBox) -> Iterator[Callable[..., Child]]:
+    started: list[subprocess.Popen[str]] = []
+
+    def start(program: str, **env: str) -> Child:
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-c", program],
+            env={**os.environ, **box.env(), **env},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return Child(process)
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
