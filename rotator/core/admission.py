@@ -1,11 +1,11 @@
 """One plan in the making: bringing an engine in, with whoever must yield for it, or saying why not."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from rotator.core import reasons
-from rotator.core.eviction import Option, cheapest, covers, sleep_options, stop_option
-from rotator.core.lifecycle import is_moving
+from rotator.core.eviction import Option, cheapest, sleep_options, stop_option
 from rotator.core.placement import Room, gib, need
 from rotator.core.values import (
     Action,
@@ -26,7 +26,7 @@ PASSING = frozenset({BlockKind.BUSY, BlockKind.STAY})
 """What passes by itself. A wish blocked by one of these keeps its GPUs closed to later wishes."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Wish:
     """An engine to be brought in, and on whose account."""
 
@@ -47,6 +47,26 @@ class _Hurdle:
     until_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Ways:
+    """The ways to room for one wish: engines ``open`` to be asked, and those ``barred`` by a hurdle."""
+
+    deficits: dict[GpuId, int]
+    host_free: int
+    open: list[Engine] = field(default_factory=list)
+    barred: list[tuple[_Hurdle, Engine]] = field(default_factory=list)
+
+    def lifting(self, kind: BlockKind) -> list[tuple[_Hurdle, list[Engine]]]:
+        """Engines barred by that kind, as they come free: minimum stays end one by one, all else counts at once."""
+        group = sorted(((h, e) for h, e in self.barred if h.kind is kind), key=lambda item: item[0].until_s or 0.0)
+        if kind is BlockKind.STAY:
+            return [(hurdle, [engine]) for hurdle, engine in group]
+        return [(group[0][0], [engine for _, engine in group])] if group else []
+
+
+_Searching = Callable[[_Ways, Sequence[Engine]], tuple[Option, ...] | None]
+
+
 class Planning:
     """One plan in the making.
 
@@ -60,14 +80,15 @@ class Planning:
         self.asked: set[EngineName] = set()  # whose wish was served or blocked already
         self.room = Room(snapshot.gpus, snapshot.engines.values())
         self.host_free_bytes = snapshot.host_budget_bytes - snapshot.host_used_bytes
+        self._least = min(self.room.most.values(), default=0)  # nobody who needs less can be hopeless anywhere
         self._now_s = snapshot.now_s
-        self._gpus = snapshot.gpus
         self._engines = snapshot.engines
         self._policy = snapshot.policy
+        self._unreadable = {g.id for g in snapshot.gpus.values() if g.health is Health.UNKNOWN} | self.room.missing
+        self._unfit = {g.id for g in snapshot.gpus.values() if g.health is Health.CORDONED} | self._unreadable
         self._closed: dict[GpuId, str] = dict.fromkeys(snapshot.claimed, "a transition is under way")
-        for engine in snapshot.engines.values():
-            if is_moving(engine.state):
-                self._closed.update(dict.fromkeys(engine.gpus, f"{engine.name} is {engine.state.value}"))
+        for engine in self.room.moving:
+            self._closed.update(dict.fromkeys(engine.gpus, f"{engine.name} is {engine.state.value}"))
 
     # -- bringing an engine in ---------------------------------------------------------------------------------------
 
@@ -89,36 +110,45 @@ class Planning:
     def _out_of_question(self, wish: Wish) -> Blocked | None:
         """What blocks the wish whoever yields: first what lasts, so that a lasting obstacle never holds GPUs."""
         engine = wish.engine
-        if engine.state is State.QUARANTINED:
+        if engine.state is State.ASLEEP:
+            pass  # nothing in its own state forbids a wake
+        elif engine.state is State.QUARANTINED:
             reason = f"{engine.name} is quarantined: look at its evidence, then release it"
             return Blocked(engine.name, BlockKind.QUARANTINED, reason, None, wish.command)
-        if engine.state is State.FAILED and engine.retry_at_s > self._now_s and wish.command is None:
+        elif engine.state is State.FAILED and engine.retry_at_s > self._now_s and wish.command is None:
             reason = f"{engine.name} failed and is tried again in {engine.retry_at_s - self._now_s:.1f} s"
             return Blocked(engine.name, BlockKind.BACKOFF, reason, engine.retry_at_s)
+        if not self._unfit.isdisjoint(engine.gpus):
+            return self._unhealthy(engine, wish.command, self._unfit)
+        if max(engine.awake_bytes) > self._least and (hopeless := self._hopeless(engine, wish.command)) is not None:
+            return hopeless
+        return self._taken(engine, wish.command)
+
+    def _hopeless(self, engine: Engine, command: Command | None) -> Blocked | None:
         most = self.room.most
         for index, (gpu, size) in enumerate(zip(engine.gpus, engine.awake_bytes, strict=True)):
-            known = self._gpus.get(gpu)
-            if known is None or known.health is not Health.OK:
-                return self._unhealthy(engine, gpu, wish.command)
             if size > most[gpu] and (hopeless := self.room.hopeless(engine, index)) is not None:
                 kind, within = hopeless
                 what = "with everything else gone" if kind is BlockKind.NEVER_FITS else "beside what is pinned"
                 reason = f"{engine.name} needs {gib(size)} on {gpu} and could have {gib(max(0, within))} {what}"
-                return Blocked(engine.name, kind, reason, None, wish.command)
-        return self.shut(engine, wish.command)
+                return Blocked(engine.name, kind, reason, None, command)
+        return None
 
-    def _unhealthy(self, engine: Engine, gpu: GpuId, command: Command | None) -> Blocked:
-        if gpu in self._gpus and self._gpus[gpu].health is Health.CORDONED:
+    def _unhealthy(self, engine: Engine, command: Command | None, bad: Set[GpuId]) -> Blocked:
+        gpu = next(gpu for gpu in engine.gpus if gpu in bad)
+        if gpu not in self._unreadable:
             return Blocked(engine.name, BlockKind.CORDONED, f"{gpu} is cordoned: uncordon it", None, command)
         reason = f"{gpu} cannot be read: nothing begins there until it can"
         return Blocked(engine.name, BlockKind.GPU_UNKNOWN, reason, None, command)
 
     def shut(self, engine: Engine, command: Command | None) -> Blocked | None:
         """Whether a GPU of the engine cannot be read, moves, is in a swap of this plan, or kept for an earlier wish."""
+        if not self._unreadable.isdisjoint(engine.gpus):
+            return self._unhealthy(engine, command, self._unreadable)
+        return self._taken(engine, command)
+
+    def _taken(self, engine: Engine, command: Command | None) -> Blocked | None:
         closed = self._closed
-        for gpu in engine.gpus:
-            if gpu not in self._gpus or self._gpus[gpu].health is Health.UNKNOWN:
-                return self._unhealthy(engine, gpu, command)
         for gpu in engine.gpus:
             if gpu in closed:
                 return Blocked(engine.name, BlockKind.BUSY, f"{gpu}: {closed[gpu]}", None, command)
@@ -145,44 +175,50 @@ class Planning:
 
     # -- who yields --------------------------------------------------------------------------------------------------
 
-    def sleeps(self, engine: Engine) -> list[Option]:
+    def sleeps(self, engine: Engine, *, preferred_only: bool = False) -> list[Option]:
         """The ways in which an awake engine can sleep, the preferred one first."""
-        return sleep_options(engine, self.room.charged[engine.name], self._policy)
+        return sleep_options(engine, self.room.charged[engine.name], self._policy, preferred_only=preferred_only)
 
     def _find_room(
         self, wish: Wish, deficits: dict[GpuId, int], besides: frozenset[str], host_free: int
     ) -> tuple[Option, ...] | Blocked:
         """The cheapest engines to yield: by sleeping if that can do, else with stops among them."""
-        free_to_go: list[Engine] = []
-        in_the_way: list[tuple[_Hurdle, Engine]] = []
-        for engine in self._residents(deficits):
+        ways = _Ways(deficits, host_free)
+        self._sort_out(wish, ways, self.room.awake, besides)
+        chosen = self._by_sleeps(ways, ways.open)
+        if chosen is None:  # rather wait a little for another's sleep than stop anybody
+            waits = self._lift(wish, ways, (BlockKind.BUSY, BlockKind.STAY), list(ways.open), self._by_sleeps)
+            if waits is not None:
+                return waits
+            self._sort_out(wish, ways, self._asleep, besides)
+            chosen = self._by_stops(ways, ways.open)
+        return self._why_not(wish, ways) if chosen is None else chosen
+
+    @cached_property
+    def _asleep(self) -> dict[GpuId, list[Engine]]:
+        return self.room.asleep()
+
+    def _sort_out(
+        self, wish: Wish, ways: _Ways, residents: Mapping[GpuId, Sequence[Engine]], besides: frozenset[str]
+    ) -> None:
+        """Divide the residents of the wanted GPUs into those that may be asked to yield and the others."""
+        found = {engine.name: engine for gpu in ways.deficits for engine in residents[gpu]}
+        for engine in found.values():
             if engine is wish.engine or engine.name in besides:
                 continue
             hurdle = self._hurdle(engine, wish)
             if hurdle is None:
-                free_to_go.append(engine)
+                ways.open.append(engine)
             else:
-                in_the_way.append((hurdle, engine))
-        chosen = self._choose(deficits, free_to_go, host_free)
-        return self._why_not(wish, deficits, free_to_go, in_the_way, host_free) if chosen is None else chosen
-
-    def _residents(self, deficits: Iterable[GpuId]) -> Iterable[Engine]:
-        """Awake and sleeping engines on these GPUs, each once."""
-        found: dict[str, Engine] = {}
-        for gpu in deficits:
-            for engine in self.room.residents[gpu]:
-                if engine.state is State.AWAKE or engine.state is State.ASLEEP:
-                    found[engine.name] = engine
-        return found.values()
+                ways.barred.append((hurdle, engine))
 
     def _hurdle(self, engine: Engine, wish: Wish) -> _Hurdle | None:
         """What forbids to ask the engine now; what lasts comes first."""
         demand, awake = engine.demand, engine.state is State.AWAKE
         if engine.pinned or not (awake or engine.can_stop):
             return _Hurdle(BlockKind.PINNED)
-        for gpu in engine.gpus:
-            if gpu not in self._gpus or self._gpus[gpu].health is Health.UNKNOWN:
-                return _Hurdle(BlockKind.GPU_UNKNOWN)
+        if not self._unreadable.isdisjoint(engine.gpus):
+            return _Hurdle(BlockKind.GPU_UNKNOWN)
         if not wish.force:
             if (demand.in_flight and not engine.can_freeze) if awake else (demand.in_flight or demand.frozen):
                 return _Hurdle(BlockKind.UNFREEZABLE)
@@ -194,84 +230,91 @@ class Planning:
                     return _Hurdle(BlockKind.STAY, stays_until_s)
         return None if self._closed.keys().isdisjoint(engine.gpus) else _Hurdle(BlockKind.BUSY)
 
-    def _choose(
-        self, deficits: dict[GpuId, int], engines: Sequence[Engine], host_free: int
-    ) -> tuple[Option, ...] | None:
-        """By sleeps, with a stop only for who has no level to sleep at; if that cannot do, by sleeps and any stops."""
-        charged, policy, gentle, rough = self.room.charged, self._policy, [], []
+    def _by_sleeps(self, ways: _Ways, engines: Sequence[Engine]) -> tuple[Option, ...] | None:
+        """The cheapest of these to sleep; to stop only where an engine has no level at which it could."""
+        room = max(0, ways.host_free)
+        plenty = sum([engine.host_bytes for engine in engines]) <= room  # then nobody needs another level
+        offers = []
         for engine in engines:
-            awake = engine.state is State.AWAKE
-            sleeps = self.sleeps(engine) if awake else []
-            stops: list[Option] = []
-            if engine.can_stop:
-                at_least_s = sleeps[-1].cost_s if sleeps else 0.0
-                stops = [stop_option(engine, charged[engine.name], policy, at_least_s)]
-            can_sleep = any(o.host_bytes <= max(0, host_free) for o in sleeps)
-            gentle.append(sleeps if can_sleep or not awake else sleeps + stops)
-            rough.append(sleeps + stops)
-        chosen = cheapest(deficits, gentle, host_free)
-        return cheapest(deficits, rough, host_free) if chosen is None else chosen
+            if engine.state is State.AWAKE:
+                sleeps = self.sleeps(engine, preferred_only=plenty)
+                able = any(o.host_bytes <= room for o in sleeps)
+                offers.append(sleeps if able else [*sleeps, *self._stops(engine, sleeps)])
+        return cheapest(ways.deficits, offers, ways.host_free)
 
-    def _covers(self, deficits: dict[GpuId, int], engines: Iterable[Engine]) -> bool:
-        """Whether these engines hold enough, if host RAM were no matter."""
-        charged = self.room.charged
-        return covers(
-            deficits,
-            [
-                [*self.sleeps(e), *([stop_option(e, charged[e.name], self._policy)] if e.can_stop else [])]
-                for e in engines
-            ],
-        )
+    def _by_stops(self, ways: _Ways, engines: Sequence[Engine]) -> tuple[Option, ...] | None:
+        """The last resort: sleeping engines and awake ones may be stopped too."""
+        if not self._enough(ways.deficits, engines):
+            return None
+        offers = []
+        for engine in engines:
+            sleeps = self.sleeps(engine) if engine.state is State.AWAKE else []
+            offers.append([*sleeps, *self._stops(engine, sleeps)])
+        return cheapest(ways.deficits, offers, ways.host_free)
+
+    def _stops(self, engine: Engine, sleeps: Sequence[Option]) -> list[Option]:
+        if not engine.can_stop:
+            return []
+        at_least_s = sleeps[-1].cost_s if sleeps else 0.0
+        return [stop_option(engine, self.room.charged[engine.name], self._policy, at_least_s)]
+
+    def _enough(self, deficits: dict[GpuId, int], engines: Iterable[Engine], by_sleep: bool = False) -> bool:
+        """Whether these engines hold enough between them, if host RAM were no matter."""
+        rest = dict(deficits)
+        for engine in engines:
+            stays = by_sleep or not engine.can_stop
+            for gpu, now, residue in zip(
+                engine.gpus, self.room.charged[engine.name], engine.residue_bytes, strict=True
+            ):
+                if gpu in rest:
+                    rest[gpu] -= max(0, now - residue) if stays else now
+        return all(lacking <= 0 for lacking in rest.values())
 
     # -- why not -----------------------------------------------------------------------------------------------------
 
-    def _why_not(
-        self,
-        wish: Wish,
-        deficits: dict[GpuId, int],
-        free_to_go: Sequence[Engine],
-        in_the_way: Sequence[tuple[_Hurdle, Engine]],
-        host_free: int,
-    ) -> Blocked:
+    def _why_not(self, wish: Wish, ways: _Ways) -> Blocked:
         """Lift the hurdles one after another, the soonest to pass first: the one that makes room is the reason."""
-        pool = list(free_to_go)
-        for kind in (BlockKind.BUSY, BlockKind.STAY, BlockKind.UNFREEZABLE):
-            group = [(h, e) for h, e in in_the_way if h.kind is kind]
-            for hurdle, engine in sorted(group, key=lambda item: (item[0].until_s or 0.0, item[1].name)):
-                pool.append(engine)
-                if self._choose(deficits, pool, host_free) is not None:
-                    if kind in PASSING:
-                        self._keep_ways(wish.engine, deficits, free_to_go, in_the_way)
-                    return self._waits_for(wish, kind, engine, hurdle.until_s)
-        if self._covers(deficits, pool):
-            return self._no_host_ram(wish, pool, host_free)
+        pool = list(ways.open)
+        kinds = (BlockKind.BUSY, BlockKind.STAY, BlockKind.UNFREEZABLE)
+        waits = self._lift(wish, ways, kinds, pool, self._by_stops)
+        if waits is not None:
+            return waits
+        if self._enough(ways.deficits, pool):
+            return self._no_host_ram(wish, pool, ways.host_free)
         for kind in (BlockKind.GPU_UNKNOWN, BlockKind.PINNED):
-            group = [(h, e) for h, e in in_the_way if h.kind is kind]
-            pool.extend(e for _, e in group)
-            if group and self._covers(deficits, pool):
-                return self._waits_for(wish, kind, group[0][1], None)
-        gpu, lacking = max(deficits.items(), key=lambda item: item[1])
+            for _, engines in ways.lifting(kind):
+                pool.extend(engines)
+                if self._enough(ways.deficits, pool):
+                    return self._waits_for(wish, kind, engines[0], None)
+        gpu, lacking = max(ways.deficits.items(), key=lambda item: item[1])
         reason = f"{wish.engine.name} lacks {gib(lacking)} on {gpu} even if all others yielded"
         return Blocked(wish.engine.name, BlockKind.NEVER_FITS, reason, None, wish.command)
 
-    def _keep_ways(
-        self,
-        waiting: Engine,
-        deficits: dict[GpuId, int],
-        free_to_go: Sequence[Engine],
-        in_the_way: Sequence[tuple[_Hurdle, Engine]],
-    ) -> None:
+    def _lift(
+        self, wish: Wish, ways: _Ways, kinds: Sequence[BlockKind], pool: list[Engine], search: _Searching
+    ) -> Blocked | None:
+        """Add the engines barred by these kinds to the pool, one kind after another, until it makes enough room."""
+        for kind in kinds:
+            for hurdle, engines in ways.lifting(kind):
+                pool.extend(engines)
+                if self._enough(ways.deficits, pool) and search(ways, pool) is not None:
+                    if kind in PASSING:
+                        self._keep_ways(wish.engine, ways)
+                    return self._waits_for(wish, kind, engines[0], hurdle.until_s)
+        return None
+
+    def _keep_ways(self, waiting: Engine, ways: _Ways) -> None:
         """Close the GPUs of all who may have to yield: else swaps elsewhere on them could make them busy for ever."""
-        ways = [*free_to_go, *(e for h, e in in_the_way if h.kind in PASSING)]
-        awake = [e for e in ways if e.state is State.AWAKE]
-        by_sleep = covers(deficits, [self.sleeps(e) for e in awake])
-        for engine in awake if by_sleep else ways:
+        yielding = [*ways.open, *(e for h, e in ways.barred if h.kind in PASSING)]
+        awake = [e for e in yielding if e.state is State.AWAKE]
+        for engine in awake if self._enough(ways.deficits, awake, by_sleep=True) else yielding:
             self._keep(waiting, engine.gpus)
 
     def _keep(self, waiting: Engine, gpus: Iterable[GpuId]) -> None:
-        phrase = f"kept for {waiting.name}, whose turn comes first"
+        closed, phrase = self._closed, f"kept for {waiting.name}, whose turn comes first"
         for gpu in gpus:
-            self._closed.setdefault(gpu, phrase)
+            if gpu not in closed:
+                closed[gpu] = phrase
 
     def _waits_for(self, wish: Wish, kind: BlockKind, other: Engine, until_s: float | None) -> Blocked:
         """Blocked by another engine that would have to make room."""
@@ -319,12 +362,9 @@ class Planning:
         engine = wish.engine
         asleep = engine.state is State.ASLEEP
         reason = f"{reasons.wanted(engine, wish.command)}; {reasons.needs(engine, needed, self.room.free)}"
-        evict = []
-        for option in (*yielding, *chosen):
-            commanded = option not in chosen
-            why = f"makes room for {engine.name}{', as an operator asked' if commanded else ''}"
-            force = option.engine.name in forced if commanded else wish.force
-            evict.append(self._evict_step(option, why, force))
+        why = f"makes room for {engine.name}"
+        evict = [self._evict_step(o, f"{why}, as an operator asked", o.engine.name in forced) for o in yielding]
+        evict += [self._evict_step(o, why, wish.force) for o in chosen]
         admit = Step(
             action=Action.WAKE if asleep else Action.START,
             engine=engine.name,

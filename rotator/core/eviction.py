@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import gt
 
 from rotator.core.values import Action, Demand, Engine, GpuId, Level, Policy, State
 
@@ -21,9 +22,12 @@ class Option:
     host_bytes: int = 0
 
 
-def sleep_options(engine: Engine, charged: tuple[int, ...], policy: Policy) -> list[Option]:
+def sleep_options(
+    engine: Engine, charged: tuple[int, ...], policy: Policy, *, preferred_only: bool = False
+) -> list[Option]:
     """An awake engine's ways to sleep, the preferred level first. No later one costs less than an earlier one."""
-    frees = {gpu: max(0, now - rest) for gpu, now, rest in zip(engine.gpus, charged, engine.residue_bytes, strict=True)}
+    lined_up = zip(engine.gpus, charged, engine.residue_bytes, strict=True)
+    frees = {gpu: now - rest if now > rest else 0 for gpu, now, rest in lined_up}
     back, own = _wanted_back(engine.demand), engine.sleep_cost_s + _interruption_s(engine, policy)
     options: list[Option] = []
     cost_s = 0.0
@@ -33,6 +37,8 @@ def sleep_options(engine: Engine, charged: tuple[int, ...], policy: Policy) -> l
         cost_s = max(cost_s, own + back * _wake_s(engine, level))
         host_bytes = engine.host_bytes if level is Level.HOST else 0
         options.append(Option(engine, Action.SLEEP, level, frees, cost_s, host_bytes))
+        if preferred_only:
+            break
     return options
 
 
@@ -65,14 +71,6 @@ def _wake_s(engine: Engine, level: Level) -> float:
     return max(engine.wake_cost_s, engine.start_cost_s / 2)
 
 
-def covers(deficits: Mapping[GpuId, int], offers: Sequence[Sequence[Option]]) -> bool:
-    """Whether all candidates together would free enough, host RAM aside."""
-    return all(
-        sum(max((o.frees.get(gpu, 0) for o in options), default=0) for options in offers) >= wanted
-        for gpu, wanted in deficits.items()
-    )
-
-
 def cheapest(
     deficits: Mapping[GpuId, int], offers: Sequence[Sequence[Option]], host_free_bytes: int
 ) -> tuple[Option, ...] | None:
@@ -81,17 +79,54 @@ def cheapest(
     ``offers`` has one sequence of options a candidate, preferred first. Exact up to EXACT_MAX useful candidates. The
     result never holds an option that could be left out.
     """
-    gpus, wanted = tuple(deficits), tuple(deficits.values())
+    gpus = tuple(deficits)
+    table = _table(gpus, offers, host_free_bytes)
+    spare = [-deficits[gpu] for gpu in gpus]  # what all of them would free beyond what is wanted: who frees more must
+    for rows in table:
+        spare = [s + most for s, most in zip(spare, _most(rows), strict=True)]
+    if min(spare) < 0:
+        return None
+    sure: list[_Row] = []
+    open_: list[list[_Row]] = []
+    for rows in table:
+        if len(rows) == 1 and any(map(gt, rows[0].frees, spare)):
+            sure.append(rows[0])
+        else:
+            open_.append(rows)
+    host_free_bytes = max(0, host_free_bytes) - sum([row.option.host_bytes for row in sure])
+    if host_free_bytes < 0:
+        return None
+    wanted = tuple([deficits[gpu] - sum([row.frees[i] for row in sure]) for i, gpu in enumerate(gpus)])
+    if max(wanted) <= 0:
+        return tuple([row.option for row in sure])
+    chosen = _greedy(wanted, open_, host_free_bytes)
+    if len(open_) <= EXACT_MAX:
+        chosen = _Search(wanted, open_, host_free_bytes).best(chosen)
+    elif chosen is None:  # spend as little host RAM as possible instead
+        chosen = _greedy(wanted, [sorted(r, key=lambda row: row.option.host_bytes) for r in open_], host_free_bytes)
+    return None if chosen is None else tuple(row.option for row in (*sure, *_needed(wanted, chosen)))
+
+
+def _table(gpus: tuple[GpuId, ...], offers: Sequence[Sequence[Option]], host_free_bytes: int) -> list[list["_Row"]]:
+    """The options lined up with the deficits, without candidates that free nothing there.
+
+    Where host RAM is plenty, an option is left out if an earlier, never dearer one of its engine frees as much.
+    """
     table = [[_Row(tuple([o.frees.get(gpu, 0) for gpu in gpus]), o) for o in options] for options in offers]
     table = [rows for rows in table if any(any(row.frees) for row in rows)]
-    if not covers(deficits, offers):
-        return None
-    chosen = _greedy(wanted, table, host_free_bytes)
-    if len(table) <= EXACT_MAX:
-        chosen = _Search(wanted, table, host_free_bytes).best(chosen)
-    elif chosen is None:  # spend as little host RAM as possible instead
-        chosen = _greedy(wanted, [sorted(r, key=lambda row: row.option.host_bytes) for r in table], host_free_bytes)
-    return None if chosen is None else tuple(row.option for row in _needed(wanted, chosen))
+    if _host_bytes(table) > host_free_bytes:
+        return table
+    return [[r for i, r in enumerate(rows) if i == 0 or r.frees != rows[i - 1].frees] for rows in table]
+
+
+def _most(rows: list["_Row"]) -> tuple[int, ...]:
+    """What a candidate frees at most on each GPU."""
+    return rows[0].frees if len(rows) == 1 else tuple(map(max, *[row.frees for row in rows]))
+
+
+def _host_bytes(table: list[list["_Row"]]) -> int:
+    """Host RAM that the candidates take at most."""
+    return sum([max([row.option.host_bytes for row in rows]) for rows in table])
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +143,7 @@ def _greedy(wanted: tuple[int, ...], table: list[list[_Row]], host_free: int) ->
     while any(r > 0 for r in rest):
         best: tuple[float, int, _Row] | None = None
         for index, rows in enumerate(left):
-            row = next((r for r in rows if r.option.host_bytes <= max(0, host_free)), None)
+            row = next((r for r in rows if r.option.host_bytes <= host_free), None)
             if row is None:
                 continue
             useful = sum(min(r, f) for r, f in zip(rest, row.frees, strict=True) if r > 0)
@@ -183,7 +218,7 @@ class _Search:
         if cost_s + bound >= self._best_cost_s - 1e-9:
             return
         for row in self._table[index]:
-            if row.option.host_bytes <= max(0, host_free):
+            if row.option.host_bytes <= host_free:
                 left = tuple([r - f for r, f in zip(rest, row.frees, strict=True)])
                 taken.append(row)
                 self._visit(index + 1, left, taken, cost_s + row.option.cost_s, host_free - row.option.host_bytes)

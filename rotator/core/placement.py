@@ -4,8 +4,10 @@ An engine is charged, on each of its GPUs, with the larger of what its state say
 What a GPU has free is its total less its reserve, less what foreign processes hold, less these charges.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
+from rotator.core.lifecycle import is_moving
 from rotator.core.values import BlockKind, Depth, Engine, Gpu, GpuId, State
 
 GIB = 1 << 30
@@ -62,30 +64,50 @@ def immovable(engine: Engine, charged: tuple[int, ...]) -> tuple[int, ...]:
 class Room:
     """Every GPU's bytes and residents, indexed once a plan. Nothing in it changes afterwards.
 
-    ``most`` is what would be free if everything that a plan may move were gone.
+    ``most`` is what would be free if everything that a plan may move were gone. ``missing`` are GPUs that engines name
+    and nobody has read; ``moving`` are engines in transition.
     """
 
-    __slots__ = ("_immovable", "_pinned", "capacity", "charged", "free", "most", "residents")
+    __slots__ = (
+        "_immovable",
+        "_pinned",
+        "_sleepers",
+        "awake",
+        "capacity",
+        "charged",
+        "free",
+        "missing",
+        "most",
+        "moving",
+    )
 
     def __init__(self, gpus: Mapping[GpuId, Gpu], engines: Iterable[Engine]) -> None:
         self.capacity = {id: g.total_bytes - g.reserve_bytes - g.foreign_bytes for id, g in gpus.items()}
-        self.free = dict(self.capacity)
-        self.residents: dict[GpuId, list[Engine]] = {id: [] for id in gpus}
+        self.free: dict[GpuId, int] = defaultdict(int, self.capacity)
+        self.awake: dict[GpuId, list[Engine]] = defaultdict(list)
+        self._sleepers: list[Engine] = []
+        self.moving: list[Engine] = []
         self.charged: dict[str, tuple[int, ...]] = {}
         self._immovable = dict.fromkeys(gpus, 0)
         self._pinned = dict.fromkeys(gpus, 0)
         for engine in engines:
-            self._add(engine)
+            self.charged[engine.name] = charged = charge(engine)
+            self._add(engine, charged)
+        self.missing = self.free.keys() - gpus.keys()
         self.most = {id: self.capacity[id] - self._immovable[id] - self._pinned[id] for id in gpus}
 
-    def _add(self, engine: Engine) -> None:
-        charged = self.charged[engine.name] = charge(engine)
-        free, residents = self.free, self.residents
+    def _add(self, engine: Engine, charged: tuple[int, ...]) -> None:
+        free, state = self.free, engine.state
         for gpu, taken in zip(engine.gpus, charged, strict=True):
-            if gpu in free:
-                free[gpu] -= taken
-                residents[gpu].append(engine)
-        if engine.pinned or not engine.can_stop or engine.state in _NOT_RUNNING:
+            free[gpu] -= taken
+        if state is State.ASLEEP:
+            self._sleepers.append(engine)
+        elif state is State.AWAKE:
+            for gpu in engine.gpus:
+                self.awake[gpu].append(engine)
+        elif is_moving(state):
+            self.moving.append(engine)
+        if engine.pinned or not engine.can_stop or state in _NOT_RUNNING:
             self._add_standing(engine, charged)
 
     def _add_standing(self, engine: Engine, charged: tuple[int, ...]) -> None:
@@ -94,6 +116,14 @@ class Room:
             if gpu in self._immovable:
                 self._immovable[gpu] += stays
                 self._pinned[gpu] += taken - stays if engine.pinned else 0
+
+    def asleep(self) -> dict[GpuId, list[Engine]]:
+        """Sleeping engines by GPU. Built when asked: plans seldom need them, and they are most of a fleet."""
+        residents: dict[GpuId, list[Engine]] = defaultdict(list)
+        for engine in self._sleepers:
+            for gpu in engine.gpus:
+                residents[gpu].append(engine)
+        return residents
 
     def hopeless(self, engine: Engine, index: int) -> tuple[BlockKind, int] | None:
         """Why the engine cannot have its ``index``-th GPU whoever else yields, and the bytes it could get there."""

@@ -17,14 +17,18 @@ def rank_s(engine: Engine, policy: Policy) -> float:
 
 def is_wanted(engine: Engine) -> bool:
     """Whether clients want it and neither does it serve nor is it on its way anywhere."""
-    demand = engine.demand
-    return (demand.waiting > 0 or demand.frozen > 0) and engine.state is not State.AWAKE and not is_moving(engine.state)
+    demand, state = engine.demand, engine.state
+    if not demand.waiting and not demand.frozen:
+        return False
+    return state is State.ASLEEP or (state is not State.AWAKE and not is_moving(state))
 
 
 def by_turn(snapshot: Snapshot) -> list[Engine]:
     """The engines that clients want, first turn first: by rank, then by name so that equal ones have an order too."""
     policy = snapshot.policy
-    return sorted(filter(is_wanted, snapshot.engines.values()), key=lambda e: (-rank_s(e, policy), e.name))
+    turns = [(-rank_s(e, policy), e.name) for e in snapshot.engines.values() if is_wanted(e)]
+    turns.sort()
+    return [snapshot.engines[name] for _, name in turns]
 
 
 def likely_wanted(rate_per_s: float, idle_s: float, horizon_s: float) -> float:

@@ -1,0 +1,1 @@
+"""Benchmarks: each prints the machine, the date and the commit beside its figures."""
