@@ -118,8 +118,8 @@ class _Waiter:
 class _Gate:
     """One engine's door. ``waiters`` keeps the order of arrival."""
 
-    __slots__ = ("arrivals", "engine", "failure", "flow", "held", "idle", "is_open", "limits", "removed", "tickets",
-                 "used_at_s", "waiters")  # fmt: skip
+    __slots__ = ("arrivals", "engine", "failure", "flow", "freezes", "held", "idle", "is_open", "limits", "removed",
+                 "tickets", "used_at_s", "visitors", "waiters")  # fmt: skip
 
     def __init__(self, engine: EngineName, limits: Limits) -> None:
         self.engine = engine
@@ -129,7 +129,9 @@ class _Gate:
         self.removed = False
         self.failure: tuple[str, float | None] | None = None
         self.tickets: dict[Ticket, None] = {}
+        self.visitors: dict[Ticket, None] = {}
         self.waiters: dict[_Waiter, None] = {}
+        self.freezes = 0
         self.arrivals: deque[float] = deque(maxlen=ARRIVALS_MAX)
         self.used_at_s = 0.0
         self.flow = asyncio.Event()
@@ -213,6 +215,16 @@ class Traffic:
         bound_s = gate.limits.wait_deadline_s if deadline_s is None else min(deadline_s, gate.limits.wait_deadline_s)
         return await self._wait(gate, ident, model, now, bound_s)
 
+    def visit(self, engine: EngineName) -> Ticket:
+        """Talk to an engine's API server as it is, awake or not: uncounted, no reason to stay awake, and yet held back
+        and cut with the rest. Raises EngineUnavailable."""
+        gate = self._gates.get(engine)
+        if gate is None or self._shut:
+            raise EngineUnavailable("shutting down" if self._shut else f"'{engine}' is not configured")
+        ticket = Ticket(self, gate, self.new_id(), engine, 0.0)
+        gate.visitors[ticket] = None
+        return ticket
+
     def new_id(self) -> str:
         """A request id, unique over the lives of the service."""
         self._id_last += 1
@@ -246,6 +258,7 @@ class Traffic:
             return
         gate.held = True
         gate.flow.clear()
+        gate.freezes += len(gate.tickets)
         for ticket in gate.tickets:
             ticket.freezes += 1
 
@@ -268,7 +281,7 @@ class Traffic:
     def abort(self, engine: EngineName, reason: str) -> None:
         """Cut every in-flight request: their clients see a broken connection, never a whole answer."""
         if gate := self._gates.get(engine):
-            for ticket in list(gate.tickets):
+            for ticket in [*gate.tickets, *gate.visitors]:
                 ticket._do_cut(reason)
             if gate.held:  # those that stand still must wake up to learn that they were cut
                 gate.flow.set()
@@ -279,6 +292,9 @@ class Traffic:
         gate = self._gates.get(engine)
         while gate is not None and gate.tickets:
             await gate.idle.wait()
+
+    def engines(self) -> tuple[EngineName, ...]:
+        return tuple(self._gates)
 
     def waiting(self, engine: EngineName) -> int:
         gate = self._gates.get(engine)
@@ -296,6 +312,11 @@ class Traffic:
     def frozen(self, engine: EngineName) -> int:
         gate = self._gates.get(engine)
         return len(gate.tickets) if gate and gate.held else 0
+
+    def freezes(self, engine: EngineName) -> int:
+        """How many streams of it were frozen since it was configured."""
+        gate = self._gates.get(engine)
+        return gate.freezes if gate else 0
 
     def max_freezes_left(self, engine: EngineName) -> int:
         """How often the engine may still be frozen before one of its requests has used up its freezes."""
@@ -408,6 +429,9 @@ class Traffic:
                 waiter.admitted.set_exception(EngineUnavailable(reason, retry_after_s))
 
     def _left(self, ticket: Ticket, gate: _Gate, outcome: str) -> None:
+        if ticket in gate.visitors:
+            del gate.visitors[ticket]
+            return
         del gate.tickets[ticket]
         gate.used_at_s = _now_s()
         if not gate.tickets:
