@@ -18,7 +18,7 @@ TEST_ARGS ?=
 NATIVE := CMakeLists.txt $(wildcard allocator/csrc/* allocator/sim/*.cpp allocator/sim/*.h)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types layers docs docs-current check bench clean
+.PHONY: compiler demo test lint types layers docs docs-current check bench clean
 .DEFAULT_GOAL := check
 
 demo: $(VENV)/.ready-to-run
@@ -60,15 +60,17 @@ clean:
 
 # -- set-up: a stamp says for which pyproject.toml and native sources the environment was made ---------------------------
 
-$(VENV)/.ready-to-run: pyproject.toml $(NATIVE) | $(BIN)/python
-	@command -v c++ > /dev/null || command -v g++ > /dev/null || command -v clang++ > /dev/null \
-	  || { echo "A C++17 compiler is missing: install g++ or clang++ (Debian, Ubuntu: apt install g++)." >&2; exit 1; }
+$(VENV)/.ready-to-run: pyproject.toml $(NATIVE) | compiler $(BIN)/python
 	$(PIP) -e .
 	@touch $@
 
-$(VENV)/.ready-to-test: pyproject.toml $(NATIVE) | $(VENV)/.ready-to-run
+$(VENV)/.ready-to-test: pyproject.toml $(NATIVE) | compiler $(BIN)/python
 	$(PIP) -e '.[dev]'
 	@touch $(VENV)/.ready-to-run $@
+
+compiler:
+	@command -v c++ > /dev/null || command -v g++ > /dev/null || command -v clang++ > /dev/null \
+	  || { echo "A C++17 compiler is missing: install g++ or clang++ (Debian, Ubuntu: apt install g++)." >&2; exit 1; }
 
 # Candidates are run, not only found: a shim may stand for a version that is not installed.
 $(BIN)/python:
