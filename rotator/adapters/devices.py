@@ -1,8 +1,8 @@
 """GPUs through NVML (``pynvml`` of nvidia-ml-py; also over a library that only looks like NVML).
 
 What the numbers mean:
-  * ``used_bytes`` is what processes hold (version 2 of the memory query). What the driver keeps for itself is neither in
-    used nor in total: ``total_bytes`` is what processes can ever hold, so sums of a ledger and of a device can agree.
+  * ``used_bytes`` is what processes hold (version 2 of the query). What the driver keeps for itself is in neither
+    used nor total: ``total_bytes`` is what processes can ever hold, so sums of a ledger and of a device can agree.
     Drivers that only know version 1 count their own part as used.
   * ``utilization`` is a share in [0, 1].
   * On unified memory (GB10), where NVML has no answer, both are the host's: MemTotal, and MemTotal - MemAvailable.
