@@ -122,7 +122,7 @@ class SqlLedger:
     # -- what the data plane counts ----------------------------------------------------------------------------------
 
     def count_request(self, model: str, *, waited_s: float, outcome: str) -> None:
-        """``outcome`` is "ok", "gone" (the client left) or anything else, which counts as failed."""
+        """``outcome`` is "ok", "client_left" (the client left) or anything else, which counts as failed."""
         self._buffers.add_request(self._wall(), model, waited_s, outcome)
         self._notice_batch()
 
@@ -156,8 +156,8 @@ class SqlLedger:
         return await self._read(lambda c: answer(c, asked))
 
     async def totals(self) -> Mapping[str, Mapping[str, float]]:
-        """Per model, over all time: requests, failed, gone, waited_s_sum, waited_s_max. Includes what is in memory
-        where it can be written."""
+        """Per model, over all time: requests, failed, client_left, waited_s_sum, waited_s_max. What is in
+        memory is included where it can be written."""
         with contextlib.suppress(LedgerError):
             await self.flush()
         return await self._read(rows.totals)

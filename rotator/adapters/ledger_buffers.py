@@ -14,7 +14,7 @@ _NAME_MAX = 191
 RequestKey = tuple[str, int]  # model, minute as Unix seconds
 
 OK = "ok"
-GONE = "gone"  # the client left: neither served nor failed
+CLIENT_LEFT = "client_left"  # the client left: neither served nor failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class RequestTotals:
 
     requests: int = 0
     failed: int = 0
-    gone: int = 0
+    client_left: int = 0
     waited_s_sum: float = 0.0
     waited_s_max: float = 0.0
 
@@ -39,7 +39,7 @@ class RequestTotals:
         return RequestTotals(
             self.requests + other.requests,
             self.failed + other.failed,
-            self.gone + other.gone,
+            self.client_left + other.client_left,
             self.waited_s_sum + other.waited_s_sum,
             max(self.waited_s_max, other.waited_s_max),
         )
@@ -73,8 +73,8 @@ class Buffers:
 
     def add_request(self, at_wall_s: float, model: str, waited_s: float, outcome: str) -> None:
         waited_s = max(0.0, _finite(waited_s))
-        failed = outcome not in (OK, GONE)
-        one = RequestTotals(1, int(failed), int(outcome == GONE), waited_s, waited_s)
+        failed = outcome not in (OK, CLIENT_LEFT)
+        one = RequestTotals(1, int(failed), int(outcome == CLIENT_LEFT), waited_s, waited_s)
         self._fold((_text(model), int(_finite(at_wall_s) // 60) * 60), one)
 
     def take(self) -> Batch:

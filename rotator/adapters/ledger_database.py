@@ -18,7 +18,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError, StatementError
 from sqlalchemy.pool import StaticPool
 
 from rotator.ports import LedgerError
@@ -84,7 +84,7 @@ class Database:
         """``error`` in words that say what to do."""
         if isinstance(error, LedgerError):
             return error
-        cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+        cause = error.orig if isinstance(error, StatementError) and error.orig is not None else error
         name = getattr(cause, "sqlite_errorname", "")
         folder = os.path.dirname(os.path.abspath(self.place or ".")) if self.is_file else "its folder"
         for prefix, advice in _ADVICE:

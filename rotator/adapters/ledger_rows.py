@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import Connection, Row, Table, delete, func, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 
 from rotator.adapters.ledger_buffers import RequestKey, RequestTotals, VramSample
 from rotator.adapters.ledger_tables import (
@@ -209,7 +209,7 @@ def drop_old_samples(connection: Connection, before_wall_s: float, batch: int) -
 
 def totals(connection: Connection) -> dict[str, dict[str, float]]:
     c = REQUESTS.c
-    sums = [func.sum(c[name]).label(name) for name in ("requests", "failed", "gone", "waited_s_sum")]
+    sums = [func.sum(c[name]).label(name) for name in ("requests", "failed", "client_left", "waited_s_sum")]
     highest = func.max(c.waited_s_max).label("waited_s_max")
     found = connection.execute(select(c.model, *sums, highest).group_by(c.model)).mappings()
     # Some databases answer a sum of integers with a Decimal.
@@ -217,5 +217,7 @@ def totals(connection: Connection) -> dict[str, dict[str, float]]:
 
 
 def is_refused_by_content(error: BaseException | None) -> bool:
-    """Whether a batch was refused for what is in it, so that writing it again can never succeed."""
-    return isinstance(error, (IntegrityError, ValueError, OverflowError))
+    """Whether a write was refused for what is in it: the store is well, and the same write can never succeed."""
+    if isinstance(error, DBAPIError):
+        return isinstance(error, (IntegrityError, DataError))
+    return isinstance(error, (StatementError, ValueError, OverflowError))

@@ -157,7 +157,7 @@ REQUESTS = Table(
     Column("minute_wall_s", BigInteger, primary_key=True, autoincrement=False),
     Column("requests", BigInteger, nullable=False),
     Column("failed", BigInteger, nullable=False),
-    Column("gone", BigInteger, nullable=False),
+    Column("client_left", BigInteger, nullable=False),
     Column("waited_s_sum", Float(53), nullable=False),
     Column("waited_s_max", Float(53), nullable=False),
     Index(None, "minute_wall_s"),

@@ -66,7 +66,7 @@ def upgrade() -> None:
         sa.Column("minute_wall_s", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("requests", sa.BigInteger(), nullable=False),
         sa.Column("failed", sa.BigInteger(), nullable=False),
-        sa.Column("gone", sa.BigInteger(), nullable=False),
+        sa.Column("client_left", sa.BigInteger(), nullable=False),
         sa.Column("waited_s_sum", sa.Float(precision=53), nullable=False),
         sa.Column("waited_s_max", sa.Float(precision=53), nullable=False),
         sa.PrimaryKeyConstraint("model", "minute_wall_s", name=op.f("pk_requests")),
