@@ -2,9 +2,10 @@
 
 from fastapi.testclient import TestClient
 
-from rotator.core.values import CommandKind
+from rotator.core.values import CommandKind, Plan
+from rotator.service.api_models import PlanModel
 from rotator.service.operations import Readiness
-from tests.unit.api.fakes import FakeOperations
+from tests.unit.api.fakes import FakeOperations, plan
 
 
 def test_engines_gpus_and_queue_are_listed(client: TestClient):
@@ -87,3 +88,10 @@ def test_the_index_points_to_the_documentation(client: TestClient):
     assert client.get(index["openapi"]).json()["info"]["title"] == "rotator"
     assert client.get(index["docs"]).status_code == 200
     assert client.get("/info").json()["started_wall_s"] == 1000.0
+
+
+def test_times_of_a_plan_are_told_from_now_on_not_on_the_services_clock():
+    shown = PlanModel.of(plan(now_s=1000.0), now_s=1001.5)
+    assert (shown.look_again_in_s, shown.blocked[0].until_in_s) == (2.5, 2.5)
+    assert PlanModel.of(plan(now_s=1000.0), now_s=1009.0).look_again_in_s == 0.0
+    assert PlanModel.of(Plan(), now_s=1.0).look_again_in_s is None
