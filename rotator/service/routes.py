@@ -5,10 +5,10 @@ path (encoded, doubled or dotted) can reach an endpoint that is not listed here.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import unquote
 
 from rotator.config import FallbackConfig, OverridesConfig
@@ -132,7 +132,7 @@ def is_ours(path: str) -> bool:
     return path.startswith(_ROOTS) and any(path == root or path.startswith(root + "/") for root in _ROOTS)
 
 
-def raw_path_of(scope: dict[str, object]) -> bytes:
+def raw_path_of(scope: Mapping[str, Any]) -> bytes:
     """The path as the client wrote it. A server that does not tell gets the decoded one, in which an encoded slash is
     a slash: the table still decides."""
     raw = scope.get("raw_path")

@@ -1,0 +1,92 @@
+"""An admitted request, carried to its engine and back."""
+
+import asyncio
+from collections.abc import Callable
+
+import aiohttp
+from multidict import CIMultiDict
+from yarl import URL
+
+from rotator.service.events import EventBus
+from rotator.service.exchange import Exchange
+from rotator.service.relay import Relay
+from rotator.service.responses import server_error
+from rotator.service.rewrite import Request, body_for
+from rotator.service.routes import Dialect, Target
+from rotator.service.traffic import EngineUnavailable, Ticket
+from rotator.service.upstream import Lost, Unreachable, Upstream
+from rotator.service.watch import FreeFlow
+
+ALARM_EVERY_S = 1.0  # many requests meet a dead engine at once: the loop is told as often as this
+
+Learn = Callable[[str, Target], None]
+
+
+class Proxy:
+    """``learn(id, target)`` hears of every answer that its engine keeps."""
+
+    def __init__(self, upstream: Upstream, bus: EventBus, keepalive_s: float, learn: Learn) -> None:
+        self.keepalive_s = keepalive_s
+        self._upstream = upstream
+        self._bus = bus
+        self._learn = learn
+        self._alarmed_at_s: dict[str, float] = {}
+
+    async def serve(self, x: Exchange, request: Request, target: Target, ticket: Ticket) -> None:
+        """Carry an inference. Raises EngineUnavailable where nothing was sent, ApiError where it broke later."""
+        if not x.id:
+            x.id = ticket.id
+        headers = x.head.forward
+        renames = target.requested != target.served_model
+        if renames or request.stream:
+            headers.popall("Accept-Encoding", None)  # what we read or add to must not be compressed
+        body = body_for(request, target.served_model, target)
+        url = self._upstream.url(target.url, x.route.path, x.head.query)
+        await self.carry(x, "POST", url, body, target, ticket)
+
+    async def carry(self, x: Exchange, method: str, url: URL, body: bytes, target: Target, ticket: Ticket) -> None:
+        """Send one request with the ticket, which has left when this returns. Raises as ``serve``."""
+        x.watch.listen_soon()
+        ticket.on_cut(x.watch.cut)
+        outcome, response = "failed", None
+        try:
+            response = await self._upstream.open(method, url, x.head.forward, body)
+            outcome = await self._relay(x, response, target, ticket).run()
+        except Unreachable as e:
+            self._alarm(target, str(e))
+            raise EngineUnavailable(f"'{target.engine}' cannot be reached: {e}", ALARM_EVERY_S) from None
+        except Lost as e:
+            self._alarm(target, str(e))
+            raise server_error(502, f"'{target.engine}' failed: {e}", "engine_failed") from None
+        finally:
+            if response is not None:
+                response.close()
+            ticket.leave("aborted" if ticket.cut else "client_left" if x.watch.left else outcome)
+
+    async def outside(self, x: Exchange, url: str, body: bytes, headers: CIMultiDict[str], name: str | None) -> None:
+        """Carry a request to an endpoint that is none of ours. Raises Unreachable, and ApiError where it broke."""
+        x.watch.listen_soon()
+        response = None
+        try:
+            response = await self._upstream.open("POST", self._upstream.url(url, x.route.path), headers, body)
+            tags = x.tags(x.fallback or "", None)
+            await Relay(x, response, FreeFlow(), tags, name=name, keepalive_s=self.keepalive_s).run()
+        except Lost as e:
+            raise server_error(502, f"the fallback {x.fallback} failed: {e}", "fallback_failed") from None
+        finally:
+            if response is not None:
+                response.close()
+
+    def _relay(self, x: Exchange, response: aiohttp.ClientResponse, target: Target, ticket: Ticket) -> Relay:
+        learn = None
+        if x.dialect is Dialect.RESPONSES and x.method == "POST":
+            learn = lambda ident: self._learn(ident, target)  # noqa: E731 # a closure, only on this route
+        name = target.requested if target.requested != target.served_model else None
+        tags = x.tags(target.engine, ticket)
+        return Relay(x, response, ticket, tags, name=name, keepalive_s=self.keepalive_s, learn=learn)
+
+    def _alarm(self, target: Target, reason: str) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._alarmed_at_s.get(target.engine, -ALARM_EVERY_S) >= ALARM_EVERY_S:
+            self._alarmed_at_s[target.engine] = now_s
+            self._bus.publish("engine.unreachable", target.engine, url=target.url, reason=reason)

@@ -1,0 +1,166 @@
+"""An engine's answer, passed on to the client: as it is, or with the model's name that the client asked for.
+
+What a broken engine leaves behind never looks whole: an answer that was not begun becomes an error, one that was
+begun loses its connection.
+"""
+
+import re
+from collections.abc import Callable
+
+import aiohttp
+
+from rotator.service.exchange import Exchange, answer_headers
+from rotator.service.responses import Header, comment, foreign_error_event
+from rotator.service.rewrite import Events, rename_json
+from rotator.service.upstream import Lost
+from rotator.service.watch import Flow, Stall
+
+WHOLE_BYTES_MAX = 1 << 20  # answers up to this are read whole before they are begun, so that a death is a clean error
+RENAME_BYTES_MAX = 64 << 20  # larger JSON answers keep the engine's own name for the model
+ERROR_BYTES_MAX = 64 << 10
+_ID = re.compile(rb'"id"\s*:\s*"([A-Za-z0-9_-]{1,256})"')
+_BROKEN = (aiohttp.ClientError, OSError)
+
+
+class Relay:
+    """``name`` replaces the model's name in the answer; None leaves every byte. ``learn`` hears the answer's id."""
+
+    __slots__ = ("_flow", "_keepalive_s", "_learn", "_name", "_response", "_tags", "_x")
+
+    def __init__(
+        self,
+        x: Exchange,
+        response: aiohttp.ClientResponse,
+        flow: Flow,
+        tags: list[Header],
+        *,
+        name: str | None,
+        keepalive_s: float,
+        learn: Callable[[str], None] | None = None,
+    ) -> None:
+        self._x = x
+        self._response = response
+        self._flow = flow
+        self._tags = tags
+        self._name = name
+        self._keepalive_s = keepalive_s
+        self._learn = learn
+
+    async def run(self) -> str:
+        """Pass the answer on to its end; returns the request's outcome. Raises Lost and Cut."""
+        response = self._response
+        kind = response.headers.get("Content-Type", "")
+        streams = kind.startswith("text/event-stream") and "Content-Encoding" not in response.headers
+        try:
+            if self._x.started:
+                return await self._append(streams)
+            if streams:
+                await self._start()
+                await self._pump_events(Events(self._name))
+                await self._x.end()
+            else:
+                await self._pass_body(kind)
+        except _BROKEN as e:
+            raise Lost(f"it died in the middle of its answer ({type(e).__name__})") from e
+        return "failed" if response.status >= 500 else "ok"
+
+    async def _start(self, length: int | None = None) -> None:
+        if not self._flow.flowing:
+            await self._flow.wait_flow()
+        headers = answer_headers(self._response.raw_headers, length=length)
+        await self._x.start(self._response.status, headers + self._tags)
+
+    async def _append(self, streams: bool) -> str:
+        """The answer to a client that was already sent notices: events, or an error as the last event."""
+        x, response = self._x, self._response
+        if response.status == 200 and streams:
+            x.clean = False
+            await self._pump_events(Events(self._name))
+            await x.end()
+            return "ok"
+        said = await response.content.read(ERROR_BYTES_MAX)
+        if not self._flow.flowing:
+            await self._flow.wait_flow()
+        await x.end(foreign_error_event(response.status, said, x.dialect))
+        return "failed" if response.status >= 500 else "ok"
+
+    async def _pass_body(self, kind: str) -> None:
+        response = self._response
+        renames = self._name is not None and kind.startswith("application/json")
+        renames = renames and "Content-Encoding" not in response.headers
+        length = response.content_length
+        if (length is not None and length <= WHOLE_BYTES_MAX) or (renames and (length or 0) <= RENAME_BYTES_MAX):
+            body = await self._read_whole()
+            if body is not None:
+                self._heard(body)
+                if renames and self._name is not None:
+                    body = rename_json(body, self._name)
+                await self._start(len(body))
+                return await self._x.end(body)
+            return None
+        await self._start(length)
+        return await self._pump()
+
+    async def _read_whole(self) -> bytes | None:
+        """The body; or None when it grew over all bounds and was passed on as it came instead."""
+        if self._response.content_length is not None:
+            return await self._response.read()
+        parts, size = [], 0
+        while chunk := await self._response.content.readany():
+            parts.append(chunk)
+            size += len(chunk)
+            if size > RENAME_BYTES_MAX:
+                await self._start()
+                await self._x.write(b"".join(parts))
+                await self._pump()
+                return None
+        return b"".join(parts)
+
+    async def _pump(self) -> None:
+        x, flow, read = self._x, self._flow, self._response.content.readany
+        while chunk := await read():
+            if not flow.flowing:
+                await flow.wait_flow()
+            if self._learn is not None:
+                self._heard(chunk)
+            await x.write(chunk)
+        if not flow.flowing:
+            await flow.wait_flow()
+        await x.end()
+
+    async def _pump_events(self, events: Events) -> None:
+        """Whole events go down as they come. While the stream stands still, comments keep its connection alive."""
+        x, flow, read = self._x, self._flow, self._response.content.readany
+        x.events = events
+        with Stall(flow, self._keepalive_s) as stall:
+            while (chunk := await stall.wait(read)) != b"":
+                if chunk is None:
+                    await self._keep_alive(events)
+                    continue
+                if data := events.feed(chunk):
+                    if self._learn is not None:
+                        self._heard(data)
+                    if not flow.flowing:
+                        await self._hold(stall, events)
+                    await x.write(data)
+            if not flow.flowing:
+                await self._hold(stall, events)
+        if rest := events.flush():
+            await x.write(rest)
+
+    async def _hold(self, stall: Stall, events: Events) -> None:
+        async def flows() -> bool:
+            await self._flow.wait_flow()
+            return True
+
+        while await stall.wait(flows) is None:
+            await self._keep_alive(events)
+
+    async def _keep_alive(self, events: Events) -> None:
+        if events.whole:
+            await self._x.write(comment("frozen"))
+
+    def _heard(self, first: bytes) -> None:
+        if self._learn is not None and (found := _ID.search(first, 0, ERROR_BYTES_MAX)):
+            self._learn(found[1].decode())
+            self._learn = None
