@@ -192,6 +192,12 @@ class Fleet:
         self.index_names()
         return engine
 
+    def remove_engine(self, name: str) -> None:
+        engine = self.engines.pop(name)
+        if engine.watch:
+            engine.watch.cancel()
+        self.index_names()
+
     def index_names(self) -> None:
         self.names = {n: e.name for e in self.engines.values() for n in (e.name, *e.config.aliases)}
 

@@ -76,6 +76,7 @@ class Loop:
         self.adopting = True
         self.draining = False
         self.bugs = 0  # decisions that raised; shown by readiness
+        self.rebuild: Callable[[EngineName], None] | None = None  # takes a changed configuration over, once it is down
         self._runner = SwapRunner(world, self, self.undertaker)
         self._wall = wall
         self._mailbox: asyncio.Queue[Message] = asyncio.Queue()
@@ -135,6 +136,14 @@ class Loop:
     def plan_for(self, commands: tuple[Command, ...]) -> Plan:
         """A plan that nobody carries out."""
         return make_plan(self.snapshot((*self.desk.pending_commands(), *commands)))
+
+    async def settled(self) -> None:
+        """Return when nothing is in flight and no swap is under way."""
+        for engine in self.all_runtimes():
+            await self.world.traffic.drained(engine.name)
+        while tasks := [a.task for a in self.active.values() if a.task]:
+            await asyncio.wait(tasks)
+            await asyncio.sleep(0)
 
     def now_s(self) -> float:
         return asyncio.get_running_loop().time()
@@ -244,8 +253,9 @@ class Loop:
         if event is Event.GONE_FAULTY:
             engine.retry_at_s = self.now_s() + self._backoff_s(engine)
             engine.preload = True  # it was wanted running: it comes back after its backoff, also when nobody waits
-        if event is not Event.GONE_FAULTY:
-            engine.after_stop = Event.GONE
+        engine.after_stop = Event.GONE
+        if engine.drifted and self.rebuild is not None:
+            self.rebuild(engine.name)
 
     def _backoff_s(self, engine: EngineRuntime) -> float:
         recovery = self.world.config.recovery

@@ -19,6 +19,7 @@ _LEDGER_EVERY_S = 2.0
 _ATTACHED_EVERY_S = 5.0
 _IDLE_EVERY_S = 1.0
 _IDLE_COMMAND_S = 60.0
+_SUSPECT_S = 2.0
 
 
 class Timers:
@@ -26,6 +27,7 @@ class Timers:
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
+        self._suspicion: asyncio.Task[None] | None = None
         self._scheduler = AsyncIOScheduler(
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
         )
@@ -39,8 +41,11 @@ class Timers:
         self._every(_ATTACHED_EVERY_S, self._look_for_attached)
         self._every(_IDLE_EVERY_S, self._sleep_idle)
         self._scheduler.start()
+        self._suspicion = asyncio.create_task(self._ask_suspects())
 
     def stop(self) -> None:
+        if self._suspicion:
+            self._suspicion.cancel()
         if self._scheduler.running:
             self._scheduler.shutdown(wait=False)
 
@@ -68,6 +73,14 @@ class Timers:
         )
         for engine, ok in zip(awake, answers, strict=True):
             self._loop.tell(Unhealthy(engine.name, ok))
+
+    async def _ask_suspects(self) -> None:
+        """The gateway could not reach an engine that was believed awake: ask it now, not at the next round."""
+        async for event in self._loop.world.bus.follow():
+            if event.kind == "engine.unreachable" and event.engine in self._loop.fleet.engines:
+                engine = self._loop.runtime(event.engine)
+                ok = await self._loop.world.control.is_healthy(engine.url, deadline_s=_SUSPECT_S)
+                self._loop.tell(Unhealthy(engine.name, ok))
 
     async def _read_pids(self) -> None:
         for engine in self._loop.all_runtimes():

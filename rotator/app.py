@@ -1,0 +1,288 @@
+"""The composition root: the only place that knows every part."""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+import uvloop
+
+from rotator.adapters.attach import AttachLauncher
+from rotator.adapters.devices import NvmlDevices
+from rotator.adapters.host import read_host_memory
+from rotator.adapters.ledger import SqlLedger
+from rotator.adapters.process import ProcessLauncher
+from rotator.adapters.vllm import VllmControl
+from rotator.config import ConfigError, FleetConfig, load
+from rotator.core.lifecycle import is_live
+from rotator.core.values import Command, CommandKind
+from rotator.ports import Launcher, RotatorError
+from rotator.service.api import create_api
+from rotator.service.directory import FleetDirectory
+from rotator.service.events import EventBus
+from rotator.service.fleet import Fleet
+from rotator.service.front import Front
+from rotator.service.gateway import Gateway
+from rotator.service.journal import Journal
+from rotator.service.keys import Keys
+from rotator.service.loop import Loop
+from rotator.service.metrics import Metrics
+from rotator.service.operator import Operator
+from rotator.service.setup import Setup
+from rotator.service.timers import Timers
+from rotator.service.traffic import Traffic
+from rotator.service.world import World
+
+_log = logging.getLogger("rotator")
+_INVENTORY_S = 10.0
+_PUT_AWAY_S = 120.0
+
+
+def serve(config_path: Path) -> int:
+    """Run the service until SIGTERM or SIGINT. Returns the exit code: 0 after an orderly end, 1 if it could not run."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("apscheduler").setLevel(logging.WARNING)
+    try:
+        config = load(config_path)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_Service(config, config_path).run())
+    except ConfigError as e:
+        print("\n".join(f"rotator: {problem}" for problem in e.problems), file=sys.stderr)
+    except RotatorError as e:
+        print(f"rotator: {e}", file=sys.stderr)
+    return 1
+
+
+class _Service:
+    """One life of the service: built from a configuration, run to its end."""
+
+    def __init__(self, config: FleetConfig, path: Path) -> None:
+        self._config = config
+        self._path = path
+        self._stop = asyncio.Event()
+
+    async def run(self) -> int:
+        """Raises ConfigError or RotatorError if it cannot start."""
+        self._listener = _listen(self._config)
+        async with self._world() as (world, fleet):
+            self._loop = loop = Loop(world, fleet)
+            self._setup = Setup(loop, read_host_memory().total_bytes)
+            loop.rebuild = self._setup.rebuild
+            recovered = await world.ledger.recover()
+            inventory = await world.devices.inventory(deadline_s=_INVENTORY_S)
+            if problems := fleet.configure_gpus(self._config, inventory):
+                raise ConfigError(problems)
+            await world.ledger.put_gpus([g.info for g in fleet.gpus.values()])
+            self._setup.build(recovered.engines)
+            fleet.remember(recovered)
+            self._operator = Operator(loop, self._reload, str(self._path))
+            deciding = asyncio.create_task(loop.run(recovered))
+            timers = Timers(loop)
+            timers.start()
+            try:
+                await self._serve(world)
+            finally:
+                timers.stop()
+                deciding.cancel()
+                await asyncio.gather(deciding, return_exceptions=True)
+        return 0
+
+    # -- parts -------------------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def _world(self) -> AsyncIterator[tuple[World, Fleet]]:
+        config = self._config
+        state_dir = _state_dir(config)
+        url = config.ledger.url or f"sqlite:///{state_dir / 'ledger.db'}"
+        ledger = await SqlLedger.open(
+            url, deadline_s=config.ledger.deadline_s, sample_retention_h=config.devices.sample_retention_h
+        )
+        control = VllmControl()
+        launchers: dict[str, Launcher] = {
+            "process": ProcessLauncher(state_dir, _service_id(state_dir)),
+            "attach": AttachLauncher(),
+        }
+        self._metrics = Metrics()
+        traffic = Traffic(
+            queue_total_max=config.gateway.queue_total_max,
+            on_demand=self._on_demand,
+            on_request_end=self._on_request_end,
+            eta=self._eta,
+        )
+        try:
+            yield (
+                World(config, NvmlDevices(), control, launchers, ledger, Journal(ledger), traffic, EventBus()),
+                Fleet(config, traffic),
+            )
+        finally:
+            await control.close()
+            await ledger.close()
+
+    def _on_demand(self, _: str) -> None:
+        self._loop.tick()
+
+    def _on_request_end(self, model: str, waited_s: float, outcome: str) -> None:
+        self._metrics.request_ended(model, waited_s, outcome)
+        self._loop.request_ended(model, waited_s, outcome)
+
+    def _eta(self, engine: str) -> float | None:
+        return self._loop.eta_s(engine)
+
+    # -- serving and ending ------------------------------------------------------------------------------------------
+
+    async def _serve(self, world: World) -> None:
+        config = self._config
+        keys = Keys(config.keys, config.bind)
+        self._metrics.watch(world.traffic)
+        self._gateway = gateway = Gateway(
+            traffic=world.traffic,
+            directory=FleetDirectory(self._loop.fleet),
+            config=config.gateway,
+            bus=world.bus,
+            metrics=self._metrics,
+            authorize=keys.authorize,
+            guard=keys.guard,
+        )
+        api = create_api(
+            self._operator,
+            world.bus,
+            authorize=keys.authorize,
+            guard=keys.guard,
+            metrics_registry=self._metrics.registry,
+        )
+        server = _Server(uvicorn_config(Front(gateway, api), config))
+        self._on_signals()
+        try:
+            await self._until_stopped(server, world)
+        finally:
+            await gateway.close()
+
+    async def _until_stopped(self, server: "_Server", world: World) -> None:
+        serving = asyncio.create_task(server.serve([self._listener]))
+        stopping = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not serving.done():
+            await self._wind_down(world)
+        stopping.cancel()
+        server.should_exit = True
+        server.force_exit = True  # whoever is still connected was given its time
+        await serving
+
+    def _on_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
+
+    async def _wind_down(self, world: World) -> None:
+        """Refuse the rest, let in-flight work finish within its bound, then do with the engines as configured."""
+        recovery = world.config.recovery
+        self._loop.draining = True
+        world.traffic.shut()
+        world.bus.publish("service.stopping", on_shutdown=recovery.on_shutdown)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(recovery.shutdown_drain_s):
+                await self._loop.settled()
+        if recovery.on_shutdown != "leave":
+            await self._put_away(CommandKind.SLEEP if recovery.on_shutdown == "sleep" else CommandKind.STOP)
+        await self._loop.recorder.settled()
+
+    async def _put_away(self, kind: CommandKind) -> None:
+        self._loop.draining = False  # these commands, and nothing else: nobody can ask for anything any more
+        live = [e for e in self._loop.all_runtimes() if is_live(e.state) and e.config.launcher != "attach"]
+        commands = [Command(kind, e.name, force=True) for e in live if kind is CommandKind.STOP or e.state == "awake"]
+        results = await asyncio.gather(
+            *(self._operator.command(c, wait=True, deadline_s=_PUT_AWAY_S) for c in commands), return_exceptions=True
+        )
+        for command, result in zip(commands, results, strict=True):
+            if isinstance(result, BaseException):
+                _log.error("%s of %s at shutdown: %s", command.kind.value, command.engine, result)
+
+    # -- reload ------------------------------------------------------------------------------------------------------
+
+    def _reload_soon(self) -> None:
+        async def reload() -> None:
+            try:
+                for line in await self._reload():
+                    _log.info("reload: %s", line)
+            except (ConfigError, RotatorError) as e:
+                _log.error("reload: %s", e)
+
+        self._reloading = asyncio.create_task(reload())
+
+    async def _reload(self) -> tuple[str, ...]:
+        """Read the file again, stop engines that it no longer has, apply the rest at once."""
+        new = await asyncio.to_thread(load, self._path)
+        kept = {e.name for e in new.engines}
+        gone = [e.name for e in self._loop.all_runtimes() if e.name not in kept and is_live(e.state)]
+        await asyncio.gather(
+            *(self._operator.command(Command(CommandKind.STOP, n), wait=True, deadline_s=_PUT_AWAY_S) for n in gone)
+        )
+        changes = await self._loop.do(lambda: self._setup.apply(new))
+        self._config = new
+        self._gateway.reconfigure(new.gateway)
+        return changes.lines()
+
+
+class _Server(uvicorn.Server):
+    """Signals are the service's business: it drains before the server goes. The socket is bound before, so that a taken
+    port is one clear line and no engine is touched for it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _listen(config: FleetConfig) -> socket.socket:
+    host, port = config.bind.host, config.bind.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as e:
+        listener.close()
+        raise ConfigError([f"bind: cannot listen on {host}:{port}: {e.strerror}: choose another port"]) from None
+    return listener
+
+
+def uvicorn_config(app: Any, config: FleetConfig) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=config.bind.host,
+        port=config.bind.port,
+        http="httptools",
+        ws="websockets-sansio",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=True,
+        h11_max_incomplete_event_size=1 << 16,
+        timeout_keep_alive=75,
+    )
+
+
+def _state_dir(config: FleetConfig) -> Path:
+    try:
+        (config.state_dir / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(
+            [f"state_dir: cannot make {config.state_dir}: {e.strerror}: choose another or mend it"]
+        ) from None
+    return config.state_dir
+
+
+def _service_id(state_dir: Path) -> str:
+    """Marks this service's engines among those of others, over all its lives."""
+    path = state_dir / "service_id"
+    with contextlib.suppress(FileExistsError), path.open("x") as f:
+        f.write(secrets.token_hex(8))
+    return path.read_text().strip()

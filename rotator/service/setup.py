@@ -1,0 +1,141 @@
+"""Builds and changes the fleet from its configuration: engines with their URLs and launch specs, limits, budgets."""
+
+import contextlib
+import socket
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from rotator.config import GIB, ConfigError, EngineConfig, FleetConfig
+from rotator.config_diff import Changes, describe_changes
+from rotator.core.lifecycle import is_live
+from rotator.core.values import State
+from rotator.ports import EngineRecord
+from rotator.service.loop import Loop
+from rotator.service.specs import launch_spec
+from rotator.service.traffic import Limits
+
+_HOST_SHARE = 0.8  # of the host's RAM for masters, where the configuration says nothing
+
+
+class Setup:
+    """Runs within the loop's task (or before it starts)."""
+
+    def __init__(self, loop: Loop, host_total_bytes: int) -> None:
+        self._loop = loop
+        self._host_total_bytes = host_total_bytes
+
+    def build(self, records: Mapping[str, EngineRecord]) -> None:
+        """Make the fleet. Raises ConfigError where an engine names a GPU that the service may not use."""
+        config = self._loop.world.config
+        self._check_gpus(config)
+        self._limits(config)
+        taken = {urlsplit(r.url).port for r in records.values() if r.url} | {e.port for e in config.engines}
+        for engine in config.engines:
+            self._add(engine, records.get(engine.name), taken)
+
+    def apply(self, new: FleetConfig) -> Changes:
+        """Change to another configuration without touching engines that it does not concern. Raises ConfigError."""
+        old = self._loop.world.config
+        changes = describe_changes(old, new)
+        self._check_gpus(new)
+        if busy := [name for name in changes.removed if is_live(self._loop.runtime(name).state)]:
+            raise ConfigError([f"engine '{n}': still runs: stop it first (POST /engines/{n}/stop)" for n in busy])
+        self._loop.world.config = self._loop.fleet.config = new
+        self._loop.fleet.configure_gpus(new, [g.info for g in self._loop.fleet.gpus.values()])
+        for name in changes.removed:
+            self._loop.fleet.remove_engine(name)
+        taken = {urlsplit(e.url).port for e in self._loop.all_runtimes()} | {e.port for e in new.engines}
+        for engine in new.engines:
+            if engine.name in changes.added:
+                self._add(engine, None, taken)
+            else:
+                self._change(engine, engine.name in changes.restart_needed)
+        self._loop.fleet.index_names()
+        self._limits(new)
+        self._loop.world.bus.publish("config.reloaded", changes=list(changes.lines()))
+        return changes
+
+    def rebuild(self, name: str) -> None:
+        """Take an engine that is down over into its changed configuration: its next start is by the new one."""
+        old = self._loop.fleet.engines[name]
+        self._loop.fleet.remove_engine(name)
+        taken = {urlsplit(e.url).port for e in self._loop.all_runtimes()}
+        self._add(old.config, None, taken)
+        new = self._loop.fleet.engines[name]
+        new.state, new.reason, new.since_wall_s = old.state, old.reason, old.since_wall_s
+        new.failures, new.retry_at_s, new.preload = old.failures, old.retry_at_s, old.preload
+        new.pinned, new.counters = old.pinned, old.counters
+
+    def _change(self, engine: EngineConfig, restart_needed: bool) -> None:
+        """Settings apply at once. What a process was started with applies at its next start: at once if it is down."""
+        runtime = self._loop.runtime(engine.name)
+        pin_changed = runtime.config.pin != engine.pin
+        runtime.config = engine
+        if pin_changed:
+            runtime.pinned = engine.pin
+        if not restart_needed:
+            return
+        runtime.drifted = True
+        if not is_live(runtime.state):
+            self.rebuild(engine.name)
+
+    def _add(self, engine: EngineConfig, record: EngineRecord | None, taken: set[int | None]) -> None:
+        gpus = tuple(self._loop.fleet.gpu_id(g) or "" for g in engine.gpus)
+        url = _url(engine, record, taken)
+        infos = tuple(self._loop.fleet.gpus[g].info for g in gpus)
+        self._loop.fleet.add_engine(
+            engine, url, launch_spec(engine, url, infos, self._loop.world.config.state_dir), gpus
+        )
+
+    def _check_gpus(self, config: FleetConfig) -> None:
+        have = ", ".join(f"{g.info.index} ({g.info.id})" for g in self._loop.fleet.gpus.values()) or "none"
+        problems = [
+            f"engine '{engine.name}'.gpus: there is no GPU '{gpu}' for this service: it has {have}"
+            for engine in config.engines
+            for gpu in engine.gpus
+            if self._loop.fleet.gpu_id(gpu) is None
+        ]
+        if problems:
+            raise ConfigError(problems)
+
+    def _limits(self, config: FleetConfig) -> None:
+        gateway, traffic = config.gateway, self._loop.world.traffic
+        traffic.queue_total_max = gateway.queue_total_max
+        traffic.configure(
+            {
+                e.name: Limits(
+                    e.queue_max or gateway.queue_max, e.wait_deadline_s or gateway.wait_deadline_s, gateway.freezes_max
+                )
+                for e in config.engines
+            }
+        )
+        for engine in self._loop.all_runtimes():  # a gate that was just made is closed
+            if engine.state is State.AWAKE:
+                traffic.open(engine.name)
+        budget = config.host_memory_gib
+        share = int(_HOST_SHARE * self._host_total_bytes)
+        self._loop.fleet.host_budget_bytes = int(budget * GIB) if budget is not None else share
+
+
+def _url(engine: EngineConfig, record: EngineRecord | None, taken: set[int | None]) -> str:
+    """Where the engine listens: attached, its configured port, the port it had before, or a free one."""
+    if engine.url is not None:
+        return str(engine.url).rstrip("/")
+    if engine.port is not None:
+        return f"http://127.0.0.1:{engine.port}"
+    if record is not None and record.url and record.launcher == engine.launcher:
+        return record.url
+    port = _free_port(taken)
+    taken.add(port)
+    return f"http://127.0.0.1:{port}"
+
+
+def _free_port(taken: set[int | None]) -> int:
+    """A loopback port that nobody listens on and no engine of ours was promised."""
+    with contextlib.ExitStack() as held:
+        while True:
+            probe = held.enter_context(socket.socket())
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+            if port not in taken:
+                return port
