@@ -90,7 +90,12 @@ class SqlLedger:
             with self._database.write() as connection:
                 rows.close_transition(connection, transition, outcome, now_wall_s)
 
-        return await self._write(lambda c: rows.open_transition(c, self._life, intent, now_wall_s), late=late)
+        def work(connection: Connection) -> int:
+            if not self._database.is_file:
+                lives.beat(connection, self._life)  # no transition of a service that was taken over
+            return rows.open_transition(connection, self._life, intent, now_wall_s)
+
+        return await self._write(work, late=late)
 
     async def close_transition(self, transition: int, outcome: Outcome) -> None:
         now_wall_s = self._wall()

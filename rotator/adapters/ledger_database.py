@@ -46,7 +46,7 @@ class Database:
     """
 
     def __init__(self, url: URL, *, busy_s: float) -> None:
-        self.place = url.database if _is_file(url) else url.render_as_string(hide_password=True)
+        self.place = url.database if _is_file(url) else url.set(query={}).render_as_string(hide_password=True)
         self.is_file = _is_file(url)
         self._lock_file: int | None = None
         self._writer, self._reader = _engines(url, busy_s)

@@ -36,12 +36,14 @@ Values = Mapping[str, Any]
 
 def upsert(connection: Connection, table: Table, key: Values, values: Values) -> None:
     """Write one row, whether it is there or not. Portable: the ledger has one writer, so nobody comes between."""
+    if not _update(connection, table, key, values):
+        connection.execute(insert(table).values(**key, **values))
+
+
+def _update(connection: Connection, table: Table, key: Values, values: Values) -> bool:
+    """Whether the row was there."""
     here = [table.c[name] == value for name, value in key.items()]
-    if values and connection.execute(update(table).where(*here).values(**values)).rowcount:
-        return
-    if not values and connection.execute(select(1).select_from(table).where(*here)).first():
-        return
-    connection.execute(insert(table).values(**key, **values))
+    return connection.execute(update(table).where(*here).values(**values)).rowcount > 0
 
 
 # -- the journal -----------------------------------------------------------------------------------------------------
@@ -100,14 +102,13 @@ def put_engine(connection: Connection, record: EngineRecord, now_wall_s: float) 
 
 
 def put_residencies(connection: Connection, rows: Sequence[Residency], now_wall_s: float) -> None:
-    for engine in {row.engine for row in rows}:
-        _ensure(connection, ENGINES, "engine", engine, now_wall_s)
-    for gpu in {row.gpu for row in rows}:
-        _ensure(connection, GPUS, "id", gpu, now_wall_s)
     for row in rows:
         values = asdict(row) | {"updated_at_wall_s": now_wall_s}
         key = {"engine": values.pop("engine"), "gpu": values.pop("gpu")}
-        upsert(connection, RESIDENCIES, key, values)
+        if not _update(connection, RESIDENCIES, key, values):
+            _ensure(connection, ENGINES, "engine", row.engine, now_wall_s)
+            _ensure(connection, GPUS, "id", row.gpu, now_wall_s)
+            connection.execute(insert(RESIDENCIES).values(**key, **values))
 
 
 def put_lease(connection: Connection, lease: Lease, now_wall_s: float) -> None:

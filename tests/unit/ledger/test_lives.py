@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 
 from rotator.adapters import ledger_lives as lives
+from rotator.adapters.ledger import SqlLedger
 from rotator.adapters.ledger_database import Database, parse
 from rotator.ports import LedgerError
+from tests.unit.ledger.values import intent
 
 
 @pytest.fixture
@@ -69,3 +71,14 @@ def test_a_life_that_ended_leaves_the_ledger_free(database: Database) -> None:
     with database.write() as connection:
         lives.end(connection, first, 2.0)
     assert begin(database, None) != first
+
+
+async def test_a_service_that_was_taken_over_starts_no_transition_and_stays_unhealthy(ledger: SqlLedger) -> None:
+    assert ledger.healthy
+    with ledger._database.write() as connection:
+        lives.begin(connection, 2.0, seen=lives.holder(connection))
+    with pytest.raises(lives.Lost, match="must not act any more"):
+        await ledger.open_transition(intent())
+    assert await ledger.probe() is False
+    with pytest.raises(lives.Lost):
+        await ledger.put_cordon("g0", True, "")
