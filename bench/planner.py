@@ -1,9 +1,9 @@
 """How long a plan takes: ``python -m bench.planner [--json]``.
 
-The fleet: engines of tensor-parallel size 1, 2, 4 and 8, aligned, on 96 GiB GPUs, about fifteen engines to a GPU. As many
-are awake as fit, some busy, some within their minimum stay; all others sleep and are waited for, 100 requests an engine
-of the fleet as per-model totals. One process, garbage collection on. The growth curve keeps that density from 10 to
-4,000 engines. Exit code 1 if the bound is missed.
+The fleet: engines of tensor-parallel size 1, 2, 4 and 8, aligned, on 96 GiB GPUs, about fifteen engines to a GPU. As
+many are awake as fit, some busy, some within their minimum stay. All others sleep and are waited for: 100 requests an
+engine of the fleet, as per-model totals. One process, garbage collection on. The growth curve keeps that density from
+10 to 4,000 engines. Exit code 1 if the bound is missed.
 """
 
 import argparse

@@ -100,15 +100,18 @@ class Planning:
         ``yielding`` make room in any case; those in ``forced`` with their streams aborted.
         """
         self.asked.add(wish.engine.name)
-        blocked = self._out_of_question(wish)
+        blocked = self._out_of_question(wish, named=bool(yielding))
         if blocked is None:
             blocked = self._make_room(wish, yielding, forced)
         if blocked is not None:
             self.block(blocked)
         return blocked
 
-    def _out_of_question(self, wish: Wish) -> Blocked | None:
-        """What blocks the wish whoever yields: first what lasts, so that a lasting obstacle never holds GPUs."""
+    def _out_of_question(self, wish: Wish, named: bool) -> Blocked | None:
+        """What blocks the wish whoever yields: first what lasts, so that a lasting obstacle never holds GPUs.
+
+        ``named``: an operator named who yields, which may be a pinned engine.
+        """
         engine = wish.engine
         if engine.state is State.ASLEEP:
             pass  # nothing in its own state forbids a wake
@@ -120,8 +123,10 @@ class Planning:
             return Blocked(engine.name, BlockKind.BACKOFF, reason, engine.retry_at_s)
         if not self._unfit.isdisjoint(engine.gpus):
             return self._unhealthy(engine, wish.command, self._unfit)
-        if max(engine.awake_bytes) > self._least and (hopeless := self._hopeless(engine, wish.command)) is not None:
-            return hopeless
+        if max(engine.awake_bytes) > self._least:
+            hopeless = self._hopeless(engine, wish.command)
+            if hopeless is not None and not (named and hopeless.kind is BlockKind.PINNED):
+                return hopeless
         return self._taken(engine, wish.command)
 
     def _hopeless(self, engine: Engine, command: Command | None) -> Blocked | None:
@@ -203,7 +208,8 @@ class Planning:
     ) -> None:
         """Divide the residents of the wanted GPUs into those that may be asked to yield and the others."""
         found = {engine.name: engine for gpu in ways.deficits for engine in residents[gpu]}
-        for engine in found.values():
+        for name in sorted(found):  # equal costs are decided by name, not by the order of a dict
+            engine = found[name]
             if engine is wish.engine or engine.name in besides:
                 continue
             hurdle = self._hurdle(engine, wish)
