@@ -88,6 +88,7 @@ class Fleet:
                     "name": name,
                     "gpus": list(range(self.args.gpus)),
                     "port": 8501 + i,
+                    "model_path": str(self.folder / name),
                     "command": command,
                     "env": _vllm_env(self.args.vllm_pythonpath),
                     "start_deadline_s": START_S,
@@ -146,8 +147,8 @@ class Fleet:
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline:
             rows = self.get(f"/ledger?table=transitions&engine={model}&action=wake&limit=1")["rows"]
-            if rows and rows[0]["result"] == "ok" and rows[0]["intent_at"] >= after_wall_s:
-                return dict(rows[0]["phases"])
+            if rows and rows[0]["result"] == "ok" and rows[0]["opened_at_wall_s"] >= after_wall_s:
+                return dict(rows[0]["phases_s"])
             time.sleep(0.02)
         raise SystemExit(f"the journal shows no finished wake of {model}")
 

@@ -18,6 +18,7 @@ from rotator.adapters.attach import AttachLauncher
 from rotator.adapters.devices import NvmlDevices
 from rotator.adapters.host import read_host_memory
 from rotator.adapters.ledger import SqlLedger
+from rotator.adapters.models import weight_bytes
 from rotator.adapters.process import ProcessLauncher
 from rotator.adapters.vllm import VllmControl
 from rotator.config import ConfigError, FleetConfig, load
@@ -73,7 +74,7 @@ class _Service:
         self._listener = _listen(self._config)
         async with self._world() as (world, fleet):
             self._loop = loop = Loop(world, fleet)
-            self._setup = Setup(loop, read_host_memory().total_bytes)
+            self._setup = Setup(loop, weight_bytes)
             loop.rebuild = self._setup.rebuild
             recovered = await world.ledger.recover()
             inventory = await world.devices.inventory(deadline_s=_INVENTORY_S)
@@ -118,7 +119,17 @@ class _Service:
         )
         try:
             yield (
-                World(config, NvmlDevices(), control, launchers, ledger, Journal(ledger), traffic, EventBus()),
+                World(
+                    config,
+                    NvmlDevices(),
+                    control,
+                    launchers,
+                    ledger,
+                    Journal(ledger),
+                    traffic,
+                    EventBus(),
+                    read_host_memory,
+                ),
                 Fleet(config, traffic),
             )
         finally:

@@ -19,6 +19,7 @@ from rotator.ports import (
     GpuInfo,
     GpuReading,
     Handle,
+    HostMemory,
     Intent,
     LaunchError,
     LaunchSpec,
@@ -327,6 +328,7 @@ class Service:
             journal=Journal(ledger, lambda: 0.0),
             traffic=self.traffic,
             bus=self.bus,
+            host=lambda: HostMemory(4000 * GIB, 4000 * GIB),
         )
         self.fleet = Fleet(config, self.traffic, lambda: 0.0)
         self.loop = Loop(world, self.fleet, lambda: 0.0)

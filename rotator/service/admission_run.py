@@ -45,7 +45,7 @@ class Admitter:
             entry.close(
                 "ok" if done else "failed",
                 engine.state,
-                phases_s=dict(active.phases_s),
+                phases_s={**active.phases_s, "total": asyncio.get_running_loop().time() - active.begun_at_s},
                 after={gpu: engine.awake_on(gpu) for gpu in engine.gpus},
             )
         )

@@ -142,6 +142,7 @@ class Evictor:
     ) -> Facts:
         clock = asyncio.get_running_loop().time
         started = clock()
+        host_before = self._world.host().available_bytes
         await self._world.control.sleep(
             engine.url, level=level, abort=step.force, deadline_s=engine.config.sleep_deadline_s
         )
@@ -158,6 +159,7 @@ class Evictor:
         _longest(active.phases_s, "verify", clock() - slept)
         if not judgement.ok:
             raise Lied(judgement.reason)
+        took = host_before - self._world.host().available_bytes
         moved = sum(engine.awake_on(gpu) - judgement.held[gpu] for gpu in engine.gpus)
         return Facts(
             f"sleeps ({step.reason})",
@@ -165,9 +167,17 @@ class Evictor:
             depth=DEPTH_OF_LEVEL[level],
             residue_bytes=judgement.held,
             held_bytes=judgement.held,
+            host_bytes=took if self._is_believable(engine, level, took) else None,
             sleep_s=slept - started,
             moved_bytes=max(0, moved),
         )
+
+    def _is_believable(self, engine: EngineRuntime, level: Level, took: int) -> bool:
+        """Host RAM is shared: a reading counts only for level 1, with no other swap beside, and near what was planned
+        (an allocator that keeps its masters takes nothing at a later sleep)."""
+        alone = sum(e.state is State.FALLING_ASLEEP for e in self._owner.all_runtimes()) == 1
+        planned = engine.weight_bytes or engine.host_bytes
+        return level is Level.HOST and alone and 0.5 * planned <= took <= 2.0 * planned
 
     def _expectation(self, engine: EngineRuntime) -> SleepExpectation:
         recovery = self._world.config.recovery

@@ -54,6 +54,8 @@ class Fleet:
             engine.awake_bytes.update(facts.awake_bytes)
         if facts.residue_bytes:
             engine.residue_bytes.update(facts.residue_bytes)
+        if facts.host_bytes is not None:
+            engine.measured_host_bytes = facts.host_bytes
         for name in ("wake_s", "sleep_s", "start_s"):
             if (measured := getattr(facts, name)) is not None:
                 setattr(engine.costs, name, policy.smooth(getattr(engine.costs, name), measured))

@@ -30,6 +30,7 @@ class Facts:
     awake_bytes: Mapping[GpuId, int] | None = None
     residue_bytes: Mapping[GpuId, int] | None = None
     held_bytes: Mapping[GpuId, int] | None = None
+    host_bytes: int | None = None
     wake_s: float | None = None
     sleep_s: float | None = None
     start_s: float | None = None

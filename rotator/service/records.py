@@ -11,6 +11,10 @@ from rotator.core.lifecycle import Event, is_live
 from rotator.core.values import Command, Depth, GpuId, Health, Level, State
 from rotator.ports import EngineRecord, GpuInfo, GpuReading, Handle, LaunchSpec, Residency
 
+# Stock vLLM pins one buffer an allocation and rounds sizes up: 1.08 to 1.1 times the weights of dense bf16 models on
+# H200 (docs/measurements.md has ours); reports of up to 1.8 exist. Only used until a sleep was measured.
+_PINNING = 1.25
+
 
 @dataclass(slots=True)
 class GpuRecord:
@@ -68,6 +72,8 @@ class EngineRuntime:
     golden: Mapping[str, Any] | None = None
     canary: str = "never"
     pids: frozenset[int] = frozenset()
+    weight_bytes: int | None = None  # of its model files, all ranks together
+    measured_host_bytes: int | None = None  # host RAM that a sleep at level 1 took
     awake_bytes: dict[GpuId, int] = field(default_factory=dict)  # measured
     residue_bytes: dict[GpuId, int] = field(default_factory=dict)  # measured
     held_bytes: dict[GpuId, int] | None = None  # by process, where the driver tells
@@ -105,11 +111,15 @@ class EngineRuntime:
 
     @property
     def host_bytes(self) -> int:
-        """Host RAM that its masters take at level 1: configured, else all that a sleep frees."""
+        """Host RAM that its masters take at level 1: measured, configured, from the size of its model files, or at
+        the worst all that a sleep frees."""
+        if self.measured_host_bytes is not None:
+            return self.measured_host_bytes
         footprint = self.config.footprint
         if footprint and footprint.host_gib is not None:
             return int(footprint.host_gib * GIB)
-        return sum(self.awake_on(g) - self.residue_on(g) for g in self.gpus)
+        frees = sum(self.awake_on(g) - self.residue_on(g) for g in self.gpus)
+        return frees if self.weight_bytes is None else min(frees, int(_PINNING * self.weight_bytes))
 
     def charge_on(self, gpu: GpuId) -> int:
         """What the ledger says it holds on a GPU now."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
 
 from rotator.config import GIB, ConfigError, EngineConfig, FleetConfig
@@ -20,9 +20,10 @@ _HOST_SHARE = 0.8  # of the host's RAM for masters, where the configuration says
 class Setup:
     """Runs within the loop's task (or before it starts)."""
 
-    def __init__(self, loop: Loop, host_total_bytes: int) -> None:
+    def __init__(self, loop: Loop, weight_bytes: Callable[[EngineConfig], int | None]) -> None:
         self._loop = loop
-        self._host_total_bytes = host_total_bytes
+        self._host_total_bytes = loop.world.host().total_bytes
+        self._weight_bytes = weight_bytes
 
     def build(self, records: Mapping[str, EngineRecord]) -> None:
         """Make the fleet. Raises ConfigError where an engine names a GPU that the service may not use."""
@@ -83,9 +84,8 @@ class Setup:
         gpus = tuple(self._loop.fleet.gpu_id(g) or "" for g in engine.gpus)
         url = _url(engine, record, taken)
         infos = tuple(self._loop.fleet.gpus[g].info for g in gpus)
-        self._loop.fleet.add_engine(
-            engine, url, launch_spec(engine, url, infos, self._loop.world.config.state_dir), gpus
-        )
+        spec = launch_spec(engine, url, infos, self._loop.world.config.state_dir)
+        self._loop.fleet.add_engine(engine, url, spec, gpus).weight_bytes = self._weight_bytes(engine)
 
     def _check_gpus(self, config: FleetConfig) -> None:
         have = ", ".join(f"{g.info.index} ({g.info.id})" for g in self._loop.fleet.gpus.values()) or "none"

@@ -1,10 +1,10 @@
 """Everything outside that the runners act on, handed over in one piece by the composition root."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from rotator.config import FleetConfig
-from rotator.ports import Devices, EngineControl, Launcher, Ledger
+from rotator.ports import Devices, EngineControl, HostMemory, Launcher, Ledger
 from rotator.service.events import EventBus
 from rotator.service.journal import Journal
 from rotator.service.traffic import Traffic
@@ -22,3 +22,4 @@ class World:
     journal: Journal
     traffic: Traffic
     bus: EventBus
+    host: Callable[[], HostMemory]
