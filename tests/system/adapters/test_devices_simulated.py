@@ -172,13 +172,14 @@ def test_a_forked_process_reads_too(reader: Talk, holder: Talk):
 
 
 def test_without_a_driver_the_words_say_what_to_do(tmp_path: Path):
+    (tmp_path / "libnvidia-ml.so.1").write_bytes(b"")  # found before any real one, and none
     talk = Talk(READER, ["GPU-x"], {"LD_LIBRARY_PATH": str(tmp_path)})
     try:
         said = talk.ask("inventory")["said"]
     finally:
         talk.end()
     assert said["error"] == "DeviceError"
-    assert "NVML says" in said["words"]
+    assert "no NVIDIA driver library found (libnvidia-ml.so.1): install the NVIDIA driver" in said["words"]
 
 
 def _until_read(reader: Talk, gpu: int) -> Any:

@@ -1,6 +1,7 @@
 """The process launcher on real processes."""
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from statistics import median
 import pytest
 import uvloop
 
+from rotator.adapters import exits, process
 from rotator.adapters.process import ProcessLauncher
 from rotator.adapters.proctable import read_marks, read_proc
 from rotator.ports import Handle, LaunchError
@@ -398,3 +400,51 @@ async def test_processes_are_listed_from_one_reading_for_all_engines(launcher: P
     assert listed == [{pid_of(handle)} for handle in handles]
     await asyncio.gather(*(launcher.stop(handle, grace_s=5) for handle in handles))
     assert all(is_gone(pid_of(handle)) for handle in handles)
+
+
+async def test_exits_are_seen_where_the_system_has_no_process_descriptors(
+    launcher: ProcessLauncher, engines: Engines, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(pid: int) -> int:
+        raise OSError(errno.ENOSYS, "no such call")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    handle = await launcher.start(engines.spec(WAITS))
+    waiting = asyncio.create_task(launcher.wait_exit(handle))
+    await asyncio.wait([waiting], timeout=0.2)
+    assert not waiting.done()
+    await launcher.stop(handle, grace_s=5)
+    async with asyncio.timeout(10):
+        assert "SIGTERM" in await waiting
+
+
+async def test_a_launch_that_outlasts_its_deadline_leaves_nothing_running(
+    launcher: ProcessLauncher, engines: Engines, monkeypatch: pytest.MonkeyPatch
+):
+    late: list[int] = []
+    kill_late = process._kill_late
+
+    def note(spawning: asyncio.Future[tuple[process._Child, process.ProcessRef]]) -> None:
+        kill_late(spawning)
+        late.append(spawning.result()[1].pid)
+
+    monkeypatch.setattr(process, "SPAWN_DEADLINE_S", 0.0)
+    monkeypatch.setattr(process, "_kill_late", note)
+    with pytest.raises(LaunchError, match="did not open in 0 s"):
+        await launcher.start(engines.spec(WAITS))
+    await eventually(lambda: late != [], what="the late launch")
+    assert is_gone(late[0])
+
+
+async def test_processes_that_will_not_go_are_named(
+    launcher: ProcessLauncher, engines: Engines, monkeypatch: pytest.MonkeyPatch
+):
+    handle = await launcher.start(engines.spec(WAITS))
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "KILL_DEADLINE_S", 0.1)
+        patch.setattr(exits, "send", lambda identity, number: None)
+        patch.setattr(exits, "send_group", lambda pgid, members, number: None)
+        with pytest.raises(LaunchError, match=rf"still there 0\.1 s after SIGKILL: {pid_of(handle)} \(python"):
+            await launcher.stop(handle, grace_s=0)
+    await launcher.stop(handle, grace_s=0)
+    assert is_gone(pid_of(handle))
