@@ -110,6 +110,7 @@ class SimulatedDriver:
         try:
             yield stream.value or 0
         finally:
+            self.hold(False)  # destroying waits for the stream, also for kernels held in it
             self.library.cuStreamDestroy_v2(stream)
 
     def synchronize(self) -> int:

@@ -44,6 +44,8 @@ static CUresult copy(Lock& lock, int direction, void* to, const void* from, std:
   SIM_CHECK(accessible(device_side, nbytes), CUDA_ERROR_INVALID_VALUE);
   Op op;
   op.effect = [=] { return move(to, from, device_side, nbytes); };
+  op.address = device_side;
+  op.nbytes = nbytes;
   op.cost = link_time(nbytes);
   op.link = &sim().links[stream->device][direction];
   const bool blocks = wait || !is_registered(host, nbytes);
@@ -92,6 +94,8 @@ SIM_EXPORT CUresult cuMemsetD8Async(CUdeviceptr address, unsigned char value, st
   SIM_CHECK(accessible(address, nbytes), CUDA_ERROR_INVALID_VALUE);
   Op op;
   op.effect = [=] { return fill(address, value, nbytes); };
+  op.address = address;
+  op.nbytes = nbytes;
   return enqueue(stream, std::move(op));
 }
 
@@ -120,6 +124,8 @@ SIM_EXPORT CUresult rotatorSimLaunch(CUstream stream, CUdeviceptr address, std::
   SIM_CHECK(stream != nullptr, CUDA_ERROR_INVALID_HANDLE);
   Op op;
   op.effect = [=] { return fill(address, value, nbytes); };
+  op.address = address;
+  op.nbytes = nbytes;
   op.held = held != 0;
   return enqueue(stream, std::move(op));
 }

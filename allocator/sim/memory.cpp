@@ -194,6 +194,9 @@ SIM_EXPORT CUresult cuMemUnmap(CUdeviceptr address, std::size_t nbytes) {
   SIM_CALL("cuMemUnmap");
   const auto whole = whole_mappings(address, nbytes);
   SIM_CHECK(!whole.empty(), CUDA_ERROR_INVALID_VALUE);
+  // What is running there meets unmapped memory now; what is queued finds out when its turn comes.
+  pump();
+  if (running_on(address, nbytes)) s.sticky = CUDA_ERROR_ILLEGAL_ADDRESS;
   mmap(at(address), nbytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
   for (const CUdeviceptr start : whole) {
     const auto handle = s.mappings.at(start).handle;

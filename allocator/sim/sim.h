@@ -35,6 +35,8 @@ using Clock = std::chrono::steady_clock;
 // its end. Nothing runs by itself: whoever asks the driver anything pumps what is due.
 struct Op {
   std::function<CUresult()> effect;
+  CUdeviceptr address = 0;  // the device memory that it touches while it runs
+  std::size_t nbytes = 0;
   Clock::duration cost{};
   Clock::time_point* link = nullptr;    // the direction of a device's link that it occupies
   bool held = false;                    // a kernel that waits for rotatorSimRelease
@@ -108,6 +110,7 @@ CUcontext current();
 CUstream stream_or_default(CUstream stream);
 CUresult enqueue(CUstream stream, Op op);
 bool pump();
+bool running_on(CUdeviceptr address, std::size_t nbytes);
 CUresult wait_for(Lock& lock, const std::function<bool()>& done);
 CUresult break_captures();
 

@@ -73,6 +73,15 @@ bool pump() {
   return any;
 }
 
+bool running_on(CUdeviceptr address, std::size_t nbytes) {
+  for (CUstream stream : sim().streams) {
+    if (stream->ops.empty()) continue;
+    const Op& op = stream->ops.front();
+    if (op.started && op.address < address + nbytes && address < op.address + op.nbytes) return true;
+  }
+  return false;
+}
+
 static std::optional<Clock::time_point> next_due() {
   std::optional<Clock::time_point> due;
   for (CUstream stream : sim().streams) {

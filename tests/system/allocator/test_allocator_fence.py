@@ -71,6 +71,22 @@ with driver.context(), driver.stream() as stream:
     assert child(program).rest() == str(ILLEGAL_ADDRESS)  # type: ignore[attr-defined]
 
 
+def test_collecting_waits_for_the_kernel_under_a_freed_range(allocator: Allocator, driver: SimulatedDriver) -> None:
+    with driver.context(), driver.stream() as stream:
+        segment = allocator.alloc(GIB)
+        driver.hold(True)
+        driver.launch(stream, segment.address, segment.content_nbytes, 1, held=True)
+        allocator.free(segment)
+        collected = threading.Event()
+        collector = threading.Thread(target=lambda: (allocator.collect(), collected.set()))
+        collector.start()
+        assert not collected.wait(0.05)
+        driver.hold(False)
+        collector.join(timeout=30)
+        assert collected.is_set()
+        assert driver.synchronize() == 0
+
+
 def test_a_driver_without_a_context_wide_event_is_synchronized(allocator: Allocator, driver: SimulatedDriver) -> None:
     segment = allocator.alloc(GIB)
     driver.clear_log()

@@ -6,6 +6,7 @@ import pytest
 
 import allocator as api
 from allocator import Allocator, Segment
+from allocator.box import SimulatedBox
 from allocator.simdriver import SimulatedDriver
 
 GIB = 1 << 30
@@ -180,6 +181,42 @@ def test_a_copy_to_the_host_that_fails_makes_its_old_master_worthless(engine: En
     allocator.sleep()
     allocator.wake()
     assert engine.intact()
+
+
+def test_a_half_renewed_master_is_not_taken_for_the_old_one(engine: Engine) -> None:
+    """Content goes A, B, A, and the sleep at B copies some segments before it fails: masters at B must not serve A."""
+    allocator, driver = engine.allocator, engine.driver
+    allocator.prepare()
+    for segment in engine.kept:
+        allocator.write(segment, b"\x01" * segment.content_nbytes)
+    with driver.faults("cuMemcpyDtoHAsync@3=999"), pytest.raises(api.DriverError):
+        allocator.sleep()
+    for segment, content in engine.kept.items():
+        allocator.write(segment, content)
+    allocator.sleep()
+    allocator.wake()
+    assert engine.intact()
+
+
+def test_a_wake_that_fails_waits_for_its_copies_before_it_unmaps(child, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """On a link slow enough that the weights are in flight when mapping the cache fails."""
+    box = SimulatedBox.create(tmp_path / "box", devices=1, copy_gib_s=20)
+    program = """
+from allocator import Allocator, OutOfMemory
+from allocator.simdriver import SimulatedDriver
+driver, allocator = SimulatedDriver(), Allocator()
+weights, cache = allocator.alloc(2 << 30), allocator.alloc(1 << 30, tag="kv_cache")
+allocator.write(weights, b"content")
+allocator.sleep()
+with driver.faults("cuMemCreate@10=2"):
+    try:
+        allocator.wake()
+    except OutOfMemory:
+        print("out of memory")
+allocator.wake()
+print(allocator.read(weights, 0, 7).decode())
+"""
+    assert child(program, **box.env()).rest().splitlines() == ["out of memory", "content"]
 
 
 def test_a_device_that_someone_else_filled_is_named_in_bytes(engine: Engine, box) -> None:  # type: ignore[no-untyped-def]

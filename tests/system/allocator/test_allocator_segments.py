@@ -55,7 +55,8 @@ def test_fresh_memory_is_not_zero_so_that_tests_find_out_who_relies_on_it(alloca
 
 def test_an_allocation_that_fails_half_way_takes_nothing(allocator: Allocator, driver: SimulatedDriver) -> None:
     calls = driver.calls()
-    allocator.free(allocator.alloc(256 * MIB))
+    first = allocator.alloc(256 * MIB)
+    allocator.free(first)
     allocator.collect()
     for n in range(1, driver.calls() - calls):
         with driver.faults(f"*@{n}=999"):
@@ -67,6 +68,9 @@ def test_an_allocation_that_fails_half_way_takes_nothing(allocator: Allocator, d
             allocator.free(segment)
         allocator.collect()
         assert driver.bytes_used(own=True) == 0
+        again = allocator.alloc(256 * MIB)  # the address is free again as well
+        assert again.address == first.address
+        allocator.free(again)
 
 
 def test_out_of_memory_says_what_was_wanted_and_what_is_free(allocator: Allocator) -> None:
