@@ -67,6 +67,7 @@ class Fallback:
         ticket = self._traffic.try_enter(target.engine, model)
         if ticket is None:
             ticket = await self._enter(x, target, model, until_s)
+            target = self._directory.resolve(model) or target  # a started engine has a new address
         await self._proxy.serve(x, request, replace(target, requested=request.model), ticket)
 
     async def _enter(self, x: Exchange, target: Target, model: str, until_s: float | None) -> Ticket:

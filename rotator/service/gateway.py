@@ -137,6 +137,7 @@ class Gateway:
             ticket = self._traffic.try_enter(target.engine, request.model)
             if ticket is None:
                 ticket = await self._wait(x, request, target)
+                target = self._directory.resolve(request.model) or target  # a started engine has a new address
             await self._proxy.serve(x, request, target, ticket)
         except (QueueFull, WaitExpired, EngineUnavailable) as e:
             await self._fallback.serve(x, request, target, e, until_s)

@@ -114,6 +114,7 @@ class _Session:
         ticket = traffic.try_enter(target.engine, target.requested)
         if ticket is None:
             ticket = await traffic.enter(target.engine, target.requested, deadline_s=self._head.deadline_s)
+            target = self._parent._directory.resolve(target.requested) or target  # a started engine has a new address
         ticket.on_cut(self._on_cut)
         outcome = "failed"
         try:
