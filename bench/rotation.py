@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ class Result:
     rotations: list[Rotation] = field(default_factory=list)
     awake_ttft_ms: dict[str, float] = field(default_factory=dict)
     streams: int = 0
+    streams_repeatable: int = 0
+    streams_whole: int = 0
     streams_same: int = 0
     freezes: int = 0
     restarted: bool = False
@@ -258,29 +261,52 @@ def _restart(fleet: Fleet, result: Result) -> None:
 
 
 def _frozen_streams(fleet: Fleet, client: Any, args: argparse.Namespace, result: Result) -> None:
-    """Long streams on one model while the other is asked again and again: each request freezes them once."""
+    """Long streams on one model while the other is asked again and again: each request freezes them once.
+
+    The undisturbed run is the same three streams side by side, twice: what differs there already (bf16 sums depend on
+    the batch) cannot be asked of a frozen stream.
+    """
     prompts = [PROMPTS["alpha"] + tail for tail in ("", " and wait", " and go on" * 20)]
-    golden = [ask(client, "alpha", args.long_tokens, p)[1] for p in prompts]
+    golden, again = (_side_by_side(fleet, args, prompts) for _ in range(2))
+    before = fleet.get("/engines/alpha")["sleeps"]
+    frozen = _side_by_side(fleet, args, prompts, lambda: _freeze_again_and_again(client, args))
+    result.freezes = fleet.get("/engines/alpha")["sleeps"] - before
+    result.streams = len(prompts)
+    result.streams_repeatable = sum(a.tokens == g.tokens for a, g in zip(again, golden, strict=True))
+    result.streams_same = sum(f.tokens == g.tokens for f, g in zip(frozen, golden, strict=True))
+    result.streams_whole = sum(len(f.tokens) == args.long_tokens for f in frozen)
+    print(
+        f"{result.streams} streams of {args.long_tokens} tokens ({[len(set(g.tokens)) for g in golden]} distinct): "
+        f"{result.streams_repeatable} equal in two calm runs; over {result.freezes} freezes "
+        f"{result.streams_whole} whole, {result.streams_same} equal",
+        flush=True,
+    )
+    for stream, want in zip(frozen, golden, strict=True):
+        if stream.tokens != want.tokens:
+            pairs = zip(stream.tokens, want.tokens, strict=False)
+            at = next((i for i, (a, b) in enumerate(pairs) if a != b), -1)
+            result.problems.append(
+                f"a stream differs at token {at} of {len(want.tokens)} ({len(stream.tokens)} came): {stream.error}"
+            )
+
+
+def _side_by_side(
+    fleet: Fleet, args: argparse.Namespace, prompts: list[str], meanwhile: Callable[[], None] | None = None
+) -> list[LongStream]:
     streams = [LongStream(_client(fleet), "alpha", args.long_tokens, p) for p in prompts]
     for stream in streams:
         stream.start()
-    before = fleet.get("/engines/alpha")["sleeps"]
-    for _ in range(args.freezes):
-        time.sleep(1.0)
-        ask(client, "beta", 2, PROMPTS["beta"])
+    if meanwhile:
+        meanwhile()
     for stream in streams:
         stream.join(300)
-    result.freezes = fleet.get("/engines/alpha")["sleeps"] - before
-    result.streams = len(streams)
-    result.streams_same = sum(s.tokens == g for s, g in zip(streams, golden, strict=True))
-    print(f"{result.streams} streams of {args.long_tokens} tokens over {result.freezes} freezes: "
-          f"{result.streams_same} equal, distinct tokens {[len(set(g)) for g in golden]}", flush=True)  # fmt: skip
-    for stream, want in zip(streams, golden, strict=True):
-        if stream.tokens != want:
-            at = next((i for i, (a, b) in enumerate(zip(stream.tokens, want, strict=False)) if a != b), -1)
-            result.problems.append(
-                f"a stream differs at token {at} of {len(want)} ({len(stream.tokens)} came): {stream.error}"
-            )
+    return streams
+
+
+def _freeze_again_and_again(client: Any, args: argparse.Namespace) -> None:
+    for _ in range(args.freezes):
+        time.sleep(args.freeze_every_s)
+        ask(client, "beta", 2, PROMPTS["beta"])
 
 
 def report(result: Result) -> None:
@@ -324,6 +350,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--rotations", type=int, default=20)
     parser.add_argument("--freezes", type=int, default=6)
+    parser.add_argument("--freeze-every-s", type=float, default=0.7)
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--long-tokens", type=int, default=600)
     parser.add_argument("--share", type=float, default=0.85, help="--gpu-memory-utilization of both engines")

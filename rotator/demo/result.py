@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -69,25 +70,34 @@ def _quantile(ordered: Sequence[float], q: float) -> float:
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    table = Table(title="What each model got", title_justify="left")
+    table = Table(title="What each model got", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("model", no_wrap=True)
     table.add_column("GPUs", no_wrap=True)
-    for name in ("requests", "waited p50", "waited p99", "wakes", "moved", "canary", "now"):
+    for name in ("asked", "wait p50", "wait p99", "wakes", "moved", "canary", "now"):
         table.add_column(name, justify="right", no_wrap=True)
     for engine in result["engines"]:
         table.add_row(
             engine["name"],
-            ",".join(map(str, engine["gpus"])),
+            _span(engine["gpus"]),
             str(engine["requests"]),
             f"{engine['waited_p50_s']:.2f} s",
             f"{engine['waited_p99_s']:.2f} s",
             str(engine["wakes"]),
-            f"{engine['bytes_moved'] / _GIB:.0f} GiB",
+            _size(engine["bytes_moved"]),
             engine["canary"],
             engine["state"],
         )
     console.print(table)
     _verdict(result, console)
+
+
+def _span(gpus: Sequence[int]) -> str:
+    whole = list(gpus) == list(range(gpus[0], gpus[-1] + 1))
+    return f"{gpus[0]}-{gpus[-1]}" if whole and len(gpus) > 1 else ",".join(map(str, gpus))
+
+
+def _size(size: int) -> str:
+    return f"{size / _GIB:.0f} GiB" if size < 1000 * _GIB else f"{size / (1024 * _GIB):.1f} TiB"
 
 
 def _verdict(result: Mapping[str, Any], console: Console) -> None:
