@@ -125,8 +125,8 @@ class EngineRuntime:
         """What the ledger says it holds on a GPU now."""
         if self.held_bytes is not None and gpu in self.held_bytes:
             return self.held_bytes[gpu]
-        if not self.live and self.state is not State.QUARANTINED:
-            return 0
+        if not self.live:
+            return 0  # what it left behind all the same is foreign
         return self.residue_on(gpu) if self.state is State.ASLEEP else self.awake_on(gpu)
 
     def residencies(self) -> tuple[Residency, ...]:

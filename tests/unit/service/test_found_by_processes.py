@@ -1,0 +1,62 @@
+"""What trials with real processes brought to light, under virtual time."""
+
+import asyncio
+
+import pytest
+
+from rotator.core.values import Command, CommandKind, State
+from rotator.ports import RotatorError
+from rotator.service.traffic import EngineUnavailable
+from rotator.sim.clock import run
+from tests.fakes import make_box, make_config, make_service
+
+BIG = {"a": ((0, 1), 82.0), "b": ((0, 1), 84.0)}
+
+
+def test_a_quarantined_engine_that_was_killed_is_charged_nothing() -> None:
+    async def story() -> None:
+        box = make_box(2, **BIG)
+        async with make_service(box) as service:
+            await service.ask("a")
+            box.engines["a"].lies = True
+            await service.ask("b")
+            assert service.state("a") is State.QUARANTINED
+            check = await service.operator.check_ledger()
+            assert check.matches, check.differences
+            assert service.operator.engine("a").held_bytes == (0, 0)
+            with pytest.raises(EngineUnavailable):
+                await service.ask("a")
+
+    run(story())
+
+
+def test_an_engine_that_keeps_failing_stays_down_once_an_operator_stops_it() -> None:
+    async def story() -> None:
+        box = make_box(2, **BIG)
+        box.engines["a"].start_error = "exit code 127"
+        async with make_service(box) as service:
+            with pytest.raises(RotatorError):
+                await service.operator.command(Command(CommandKind.START, "a"), wait=True, deadline_s=60)
+            await service.operator.command(Command(CommandKind.STOP, "a"), wait=True, deadline_s=60)
+            launches = box.engines["a"].launches
+            await asyncio.sleep(1000)
+            assert service.state("a") is State.STOPPED
+            assert box.engines["a"].launches == launches
+
+    run(story())
+
+
+def test_a_preloaded_engine_that_was_found_running_stays_down_once_an_operator_stops_it() -> None:
+    async def story() -> None:
+        box = make_box(2, **BIG)
+        async with make_service(box) as service:
+            await service.ask("a")
+            ledger = service.ledger
+        config = make_config(box, a={"preload": True})
+        async with make_service(box, config, ledger) as service:
+            await service.until("a", State.AWAKE)
+            await service.operator.command(Command(CommandKind.STOP, "a"), wait=True, deadline_s=60)
+            await asyncio.sleep(1000)
+            assert service.state("a") is State.STOPPED
+
+    run(story())
