@@ -69,7 +69,6 @@ class Fleet:
                 engine.failures = 0  # it slept, woke and answered: whatever was wrong is over
             case Event.STARTED:
                 counters.starts += 1
-                engine.preload = False
             case Event.SLEEP:
                 engine.frozen_since_s = now_s
             case Event.SLEPT:
@@ -81,6 +80,8 @@ class Fleet:
                 engine.after_stop = Event.GONE_LIAR
             case Event.GONE | Event.GONE_FAULTY | Event.GONE_LIAR:
                 engine.handle, engine.depth, engine.pids = None, None, frozenset()
+        if engine.state in (State.AWAKE, State.ASLEEP) or event is Event.GONE:
+            engine.preload = False  # it runs, or an operator's stop is the later word
         if engine.state is State.AWAKE and event is not Event.DRAIN_ABANDONED:
             engine.depth = None
             engine.awake_since_s = now_s
