@@ -4,7 +4,6 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rotator.core.planner import plan as make_plan
 from rotator.core.values import (
     Action,
     Blocked,
@@ -51,7 +50,7 @@ class Desk:
 
     def take(self, asked: Asked) -> None:
         now = self._loop.now_s()
-        plan = make_plan(self._loop.snapshot((*self.pending_commands(), *asked.commands)))
+        plan = self._loop.plan_for(asked.commands)
         for command, answer in zip(asked.commands, asked.answers, strict=True):
             entry = _Pending(command, answer, asked.expires_at_s, now, plan)
             if self._satisfied(command):

@@ -15,6 +15,7 @@ from rotator.ports import EngineRecord, GpuInfo, GpuReading, Handle, LaunchSpec,
 from rotator.service.owner import Facts
 from rotator.service.records import EngineRuntime, GpuRecord
 from rotator.service.traffic import Traffic
+from rotator.service.wording import Wording
 
 _VLLM_SHARE = 0.92  # vLLM's own default for --gpu-memory-utilization (0.9 until 0.14; 0.92 is the safer plan)
 _COST_UNKNOWN_WAKE_S = 5.0
@@ -182,6 +183,9 @@ class Fleet:
             else:
                 record.reserve_bytes = reserve
         return problems
+
+    def wording(self) -> Wording:
+        return Wording({id: f"GPU {g.info.index}" for id, g in self.gpus.items()})
 
     def gpu_id(self, name: int | str) -> GpuId | None:
         """A GPU by index or UUID, if the service may use it."""

@@ -135,7 +135,10 @@ class Loop:
 
     def plan_for(self, commands: tuple[Command, ...]) -> Plan:
         """A plan that nobody carries out."""
-        return make_plan(self.snapshot((*self.desk.pending_commands(), *commands)))
+        return self._plan((*self.desk.pending_commands(), *commands))
+
+    def _plan(self, commands: tuple[Command, ...]) -> Plan:
+        return self.fleet.wording().plan(make_plan(self.snapshot(commands)))
 
     async def settled(self) -> None:
         """Return when nothing is in flight and no swap is under way."""
@@ -219,7 +222,8 @@ class Loop:
         except (LifecycleError, KeyError) as e:
             _log.info("stale report for %s: %s", name, e)
             return False
-        self._gates(engine, event, facts.reason)
+        engine.reason = self.fleet.wording().text(engine.reason)
+        self._gates(engine, event, engine.reason)
         self.recorder.note(engine)
         data: dict[str, Any] = {"state": engine.state.value, "event": event.value, "reason": engine.reason}
         if facts.evidence:
@@ -339,7 +343,7 @@ class Loop:
         if not self.world.ledger.healthy:
             return  # no room in the journal: nothing starts; a timer asks the ledger again
         self.desk.drop_expired(self.now_s())
-        self.last_plan = make_plan(self.snapshot(self.desk.pending_commands()))
+        self.last_plan = self._plan(self.desk.pending_commands())
         for swap in self.last_plan.swaps:
             self._begin(swap)
         for blocked in self.last_plan.blocked:

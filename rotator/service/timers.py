@@ -102,8 +102,10 @@ class Timers:
     async def _look_for_attached(self) -> None:
         if self._loop.adopting:
             return
+        now = self._loop.now_s()
         for engine in self._loop.all_runtimes():
-            if engine.config.launcher == "attach" and engine.state in (State.STOPPED, State.FAILED):
+            away = engine.config.launcher == "attach" and engine.state in (State.STOPPED, State.FAILED)
+            if away and engine.retry_at_s <= now:
                 await self._loop.adopter.adopt_attached(engine)
 
     async def _sleep_idle(self) -> None:
