@@ -46,9 +46,18 @@ class Adopter:
         await asyncio.gather(*(self._adopt(e, open_by_engine.get(e.name, [])) for e in runtimes))
         names = {e.name for e in runtimes}
         await asyncio.gather(*(self._end_orphan(r) for n, r in recovered.engines.items() if n not in names))
+        await self._drop_leases(recovered)
         for name, transitions in open_by_engine.items():
             state = self._owner.runtime(name).state if name in names else State.STOPPED
             await self._resolve(transitions, state)
+
+    async def _drop_leases(self, recovered: Recovered) -> None:
+        """Claims of transitions that an earlier life began: what they were for has been asked for and settled."""
+        for lease in recovered.leases:
+            try:
+                await self._world.ledger.drop_lease(lease.gpu, lease.holder)
+            except LedgerError as e:
+                _log.warning("ledger: lease of %s on %s stays until it expires: %s", lease.holder, lease.gpu, e)
 
     async def adopt_attached(self, engine: EngineRuntime) -> None:
         """Look whether an attached engine that was away is there again."""
