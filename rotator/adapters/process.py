@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ LAUNCHER = "process"
 SPAWN_DEADLINE_S = 30.0
 TABLE_DEADLINE_S = 5.0
 TABLE_FRESH_S = 0.5  # what pids() may be behind: one reading serves all engines
+MARKS_SHOWN_S = 1.0
 KILL_DEADLINE_S = 15.0
 STRAGGLER_GRACE_S = 2.0  # for what stays when an engine's first process has ended: nobody leads it to an orderly end
 POLL_S = 0.05
@@ -147,6 +149,7 @@ class ProcessLauncher:
             raise LaunchError(_spawn_failed(spec, e)) from None
         finally:
             os.close(log)
+        _await_marks(child.pid)
         # Not reaped yet, so there is an entry even if it has ended already.
         proc = read_proc(child.pid)
         ticks = proc.start_ticks if proc else 0
@@ -316,6 +319,14 @@ def _first_of(members: list[Proc]) -> Proc | None:
     """The process that stands for an engine: a session leader that none of the others started, the oldest of them."""
     pids = {proc.pid for proc in members}
     return min(members, key=lambda p: (p.ppid in pids, p.session != p.pid, p.start_ticks, p.pid), default=None)
+
+
+def _await_marks(pid: int) -> None:
+    """Blocking. The kernel shows the new environment a moment after the program was executed; once ``start`` returns,
+    whoever looks for the mark must find it."""
+    until_s = time.monotonic() + MARKS_SHOWN_S
+    while (proc := read_proc(pid)) and not proc.is_gone and read_marks(pid) is None and time.monotonic() < until_s:
+        time.sleep(0.001)
 
 
 async def _reap(child: _Child, identity: Identity) -> None:

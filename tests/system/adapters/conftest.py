@@ -1,6 +1,7 @@
 """Engines made of a few lines of Python, and a launcher that leaves none of them behind."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -74,14 +75,16 @@ def engines(tmp_path: Path) -> Engines:
 @pytest.fixture
 async def launcher(tmp_path: Path) -> AsyncIterator[ProcessLauncher]:
     yield ProcessLauncher(tmp_path, SERVICE)
-    _kill_marked()
+    await eventually(_none_left, what="the end of all engines")
 
 
-def _kill_marked() -> None:
+def _none_left() -> bool:
     table = TableReader().read()
-    for pid, marks in table.marks.items():
-        if marks.service == SERVICE and pid != os.getpid():
+    left = [pid for pid, marks in table.marks.items() if marks.service == SERVICE and pid != os.getpid()]
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    return not left
 
 
 def pid_of(handle: Handle) -> int:
