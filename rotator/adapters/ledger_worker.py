@@ -147,13 +147,11 @@ class Worker:
             return True
 
     def _leave(self, job: _Job[T]) -> None:
-        """The caller was cancelled. What it asked for still happens, unless somebody would have to undo it."""
+        """The caller was cancelled. What it asked for still happens, and ``late`` is told."""
         with self._lock:
             job.abandoned = True
-            if job.phase is _Phase.PENDING and job.late is not None:
-                job.phase = _Phase.DROPPED
-            told_by_thread = job.phase is not _Phase.DONE
-        if not told_by_thread and job.late is not None:
+            is_done = job.phase is _Phase.DONE
+        if is_done and job.late is not None:
             self._jobs.put(_Job(job.tell_late, None))  # type: ignore[arg-type]
 
     def _work(self) -> None:

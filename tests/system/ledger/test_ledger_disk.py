@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, event, insert
+from sqlalchemy.exc import IntegrityError
 
 from rotator.adapters.ledger import SqlLedger
+from rotator.adapters.ledger_database import Database, parse
+from rotator.adapters.ledger_tables import RESIDENCIES
 from rotator.core.values import State
 from rotator.ports import EngineRecord, LedgerError
 from tests.system.ledger.processes import child
@@ -176,3 +179,12 @@ async def test_an_intent_and_its_outcome_cost_a_small_part_of_a_swaps_budget(tmp
         took_s.append((loop.time() - began_s) / 2)
     await ledger.close()
     assert statistics.median(took_s) < 0.01
+
+
+def test_a_file_refuses_rows_that_refer_to_nothing(tmp_path: Path) -> None:
+    database = Database(parse(f"sqlite:///{tmp_path / 'ledger.db'}"), busy_s=1)
+    database.open()
+    orphan = insert(RESIDENCIES).values(engine="nobody", gpu="none", held_bytes=1, updated_at_wall_s=0.0)
+    with pytest.raises(IntegrityError), database.write() as connection:
+        connection.execute(orphan)
+    database.close()

@@ -1,12 +1,14 @@
 """Models and migrations say the same."""
 
+import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import create_engine, insert, inspect
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.pool import StaticPool
 
 from rotator.adapters.ledger_database import Database, head_revision, parse
-from rotator.adapters.ledger_tables import METADATA
+from rotator.adapters.ledger_tables import METADATA, RESIDENCIES
 
 
 def test_migrations_lead_to_exactly_the_tables_of_the_code() -> None:
@@ -47,4 +49,13 @@ def test_opening_a_ledger_of_this_schema_again_changes_nothing() -> None:
     database.open()
     with database.read() as connection:
         assert MigrationContext.configure(connection).get_current_revision() == head_revision()
+    database.close()
+
+
+def test_a_row_that_refers_to_nothing_is_refused() -> None:
+    database = Database(parse("sqlite://"), busy_s=1)
+    database.open()
+    orphan = insert(RESIDENCIES).values(engine="nobody", gpu="none", held_bytes=1, updated_at_wall_s=0.0)
+    with pytest.raises(IntegrityError), database.write() as connection:
+        connection.execute(orphan)
     database.close()
