@@ -44,7 +44,9 @@ class Answer:
 class Chat:
     """One chat request under way; ``first`` is set when its first token has come."""
 
-    def __init__(self, url: str, model: str, prompt: str, tokens: int, stream: bool, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self, url: str, model: str, prompt: str, tokens: int, stream: bool, headers: Mapping[str, str]
+    ) -> None:
         self.answer = Answer()
         self.first = asyncio.Event()
         body = {
@@ -124,7 +126,10 @@ class Events:
     async def _follow(self, url: str) -> None:
         timeout = aiohttp.ClientTimeout(total=None)
         with contextlib.suppress(*BROKEN, aiohttp.ClientError):
-            async with aiohttp.ClientSession(timeout=timeout) as session, session.get(f"{url}/events?after=0") as answer:
+            async with (
+                aiohttp.ClientSession(timeout=timeout) as session,
+                session.get(f"{url}/events?after=0") as answer,
+            ):
                 async for line in answer.content:
                     if line.startswith(b"data: "):
                         async with self._news:
@@ -191,6 +196,7 @@ class Rig:
         self.settings = settings
         self.service: subprocess.Popen[bytes] | None = None
         self.events: Events
+        self.last_type = ""
         self._calls: aiohttp.ClientSession | None = None
 
     # -- the service -------------------------------------------------------------------------------------------------
@@ -297,9 +303,7 @@ class Rig:
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
-    def chat(
-        self, model: str, prompt: str = "hello", tokens: int = 8, stream: bool = True, **headers: str
-    ) -> Chat:
+    def chat(self, model: str, prompt: str = "hello", tokens: int = 8, stream: bool = True, **headers: str) -> Chat:
         return Chat(self.url, model, prompt, tokens, stream, headers)
 
     async def say(self, model: str, prompt: str = "hello", tokens: int = 8, stream: bool = False) -> str:
@@ -319,6 +323,7 @@ class Rig:
                 timeout=aiohttp.ClientTimeout(total=60), connector=aiohttp.TCPConnector(force_close=True)
             )
         async with self._calls.request(method, url, **more) as answer:
+            self.last_type = answer.content_type
             return answer.status, await answer.json(content_type=None)
 
     async def get(self, path: str) -> Any:
@@ -329,6 +334,16 @@ class Rig:
     async def post(self, path: str, **body: Any) -> Any:
         status, answer = await self.call("POST", path, json=body or None)
         assert status in (200, 202), answer
+        return answer
+
+    async def problem(self, method: str, path: str, **body: Any) -> Any:
+        """A request that must be refused. Returns the problem (RFC 9457)."""
+        status, answer = await self.call(method, path, json=body or None)
+        assert status >= 400, answer
+        assert self.last_type == "application/problem+json"
+        assert answer["status"] == status
+        assert answer["title"]
+        assert answer["detail"]
         return answer
 
     async def readiness(self) -> Any:
@@ -342,7 +357,9 @@ class Rig:
 
     async def misbehave(self, name: str, **how: Any) -> None:
         """Tell an engine to misbehave from now on, in these ways only."""
-        status, body = await self.call("POST", f"{(await self.view(name))['url']}/stub/misbehave", json={"reset": True, **how})
+        status, body = await self.call(
+            "POST", f"{(await self.view(name))['url']}/stub/misbehave", json={"reset": True, **how}
+        )
         assert status == 200, body
 
     async def stub_state(self, name: str) -> Any:
@@ -391,9 +408,7 @@ class Rig:
 
 
 @contextlib.asynccontextmanager
-async def rig_up(
-    folder: Path, engines: list[dict[str, Any]], gpus: int = 1, **settings: Any
-) -> AsyncIterator[Rig]:
+async def rig_up(folder: Path, engines: list[dict[str, Any]], gpus: int = 1, **settings: Any) -> AsyncIterator[Rig]:
     """A rig with its service running; whatever happens, none of its processes stays."""
     rig = Rig(folder, engines, gpus, **settings)
     try:
