@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,8 +112,8 @@ async def test_old_samples_go_and_young_ones_stay() -> None:
     await ledger.close()
 
 
-async def test_a_refusing_disk_is_tried_again_without_anybody_asking() -> None:
-    ledger = await quick_ledger()
+async def test_a_refusing_disk_is_tried_again_without_anybody_asking(tmp_path: Path) -> None:
+    ledger = await SqlLedger.open(f"sqlite:///{tmp_path / 'ledger.db'}", deadline_s=5, sample_retention_h=1)
     ledger.sample_vram(0.0, "g0", 1, {})
     await ledger.flush()
     await samples_left(ledger, 0)  # from here on the background has nothing else to write
