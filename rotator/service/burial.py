@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rotator.core.lifecycle import Event
-from rotator.core.values import Action, State
-from rotator.ports import LaunchError, LedgerError
-from rotator.service.accounting import wait_drained
+from rotator.core.values import Action, GpuId, State
+from rotator.ports import DeviceError, GpuReading, LaunchError, LedgerError
+from rotator.service.accounting import read_gpus, wait_drained
 from rotator.service.journal import Entry
 from rotator.service.owner import Facts, Owner
 from rotator.service.records import EngineRuntime
@@ -50,7 +50,9 @@ class Undertaker:
             words = f"{reason}; {trouble}"
         elif left:
             words = f"{reason}; its processes are gone but {left} did not come back: look for leftover holders"
-        await self._owner.moved(name, end, Facts(words, pids=frozenset(), held_bytes={}))
+        stays = words != reason or engine.config.launcher == "attach"
+        facts = Facts(words, pids=frozenset(), held_bytes={})
+        await self._owner.gone(name, end, facts, await self._readings(engine) if stays else {})
         if entry is not None:
             await entry.close(
                 "ok" if words == reason else "failed", engine.state, error=None if words == reason else words
@@ -89,6 +91,12 @@ class Undertaker:
             read_deadline_s=self._world.config.devices.read_deadline_s,
             patience_s=self._world.config.recovery.vram_drain_deadline_s,
         )
+
+    async def _readings(self, engine: EngineRuntime) -> dict[GpuId, GpuReading]:
+        try:
+            return await read_gpus(self._world.devices, engine.gpus, self._world.config.devices.read_deadline_s)
+        except DeviceError:
+            return {}  # nothing is planned on a GPU that cannot be read
 
     def _others_on(self, engine: EngineRuntime, gpu: str) -> list[EngineRuntime]:
         return [e for e in self._owner.all_runtimes() if e is not engine and gpu in e.gpus]

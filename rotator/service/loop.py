@@ -9,7 +9,7 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from rotator.core import policy
@@ -27,7 +27,7 @@ from rotator.core.values import (
     State,
     Swap,
 )
-from rotator.ports import Handle, Recovered
+from rotator.ports import GpuReading, Handle, Recovered
 from rotator.service.adoption import Adopter
 from rotator.service.burial import Undertaker
 from rotator.service.commands import Desk
@@ -115,6 +115,13 @@ class Loop:
     async def moved(self, engine: EngineName, event: Event, facts: Facts) -> bool:
         applied: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self.tell(Moved(engine, event, facts, applied))
+        return await applied
+
+    async def gone(self, engine: EngineName, event: Event, facts: Facts, readings: Mapping[GpuId, GpuReading]) -> bool:
+        applied: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.tell(Moved(engine, event, facts, applied))
+        for gpu, reading in readings.items():
+            self.tell(GpuRead(gpu, reading, None))  # handled before the next decision
         return await applied
 
     async def learned(self, engine: EngineName, facts: Facts) -> None:

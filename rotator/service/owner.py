@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from rotator.core.lifecycle import Event
 from rotator.core.values import Depth, EngineName, GpuId, Level
-from rotator.ports import Handle, RotatorError
+from rotator.ports import GpuReading, Handle, RotatorError
 from rotator.service.records import ActiveSwap, EngineRuntime
 
 
@@ -52,6 +52,11 @@ class Owner(Protocol):
     async def moved(self, engine: EngineName, event: Event, facts: Facts) -> bool:
         """Report an event; returns once the loop has applied it. False if the engine's state no longer allows it:
         the runner then stops what it was doing, since somebody else (a crash, an operator) was first."""
+        ...
+
+    async def gone(self, engine: EngineName, event: Event, facts: Facts, readings: Mapping[GpuId, GpuReading]) -> bool:
+        """Report an engine's end together with what its GPUs hold then: whatever it left there counts as foreign before
+        anything is planned over it."""
         ...
 
     async def learned(self, engine: EngineName, facts: Facts) -> None:
