@@ -15,7 +15,7 @@ from typing import Self, TypeVar
 from sqlalchemy import Connection
 
 from rotator.adapters import ledger_lives as lives
-from rotator.adapters import ledger_rows as rows
+from rotator.adapters import ledger_rows as sql
 from rotator.adapters.ledger_buffers import BATCH_MAX, Batch, Buffers
 from rotator.adapters.ledger_database import STORE_ERRORS, Database, parse
 from rotator.adapters.ledger_query import answer, question
@@ -79,7 +79,7 @@ class SqlLedger:
 
     async def recover(self) -> Recovered:
         now_wall_s = self._wall()
-        return await self._write(lambda c: rows.recover(c, now_wall_s))
+        return await self._write(lambda c: sql.recover(c, now_wall_s))
 
     async def open_transition(self, intent: Intent) -> int:
         """An intent whose caller no longer waited when it was written is closed as abandoned: it never started."""
@@ -88,41 +88,41 @@ class SqlLedger:
         def late(transition: int) -> None:
             outcome = Outcome("abandoned", intent.from_state, "the ledger answered too late: it was never begun")
             with self._database.write() as connection:
-                rows.close_transition(connection, transition, outcome, now_wall_s)
+                sql.close_transition(connection, transition, outcome, now_wall_s)
 
         def work(connection: Connection) -> int:
             if not self._database.is_file:
                 lives.beat(connection, self._life)  # no transition of a service that was taken over
-            return rows.open_transition(connection, self._life, intent, now_wall_s)
+            return sql.open_transition(connection, self._life, intent, now_wall_s)
 
         return await self._write(work, late=late)
 
     async def close_transition(self, transition: int, outcome: Outcome) -> None:
         now_wall_s = self._wall()
-        await self._write(lambda c: rows.close_transition(c, transition, outcome, now_wall_s))
+        await self._write(lambda c: sql.close_transition(c, transition, outcome, now_wall_s))
 
     async def put_engine(self, record: EngineRecord) -> None:
         now_wall_s = self._wall()
-        await self._write(lambda c: rows.put_engine(c, record, now_wall_s))
+        await self._write(lambda c: sql.put_engine(c, record, now_wall_s))
 
-    async def put_residencies(self, rows_: Sequence[Residency]) -> None:
+    async def put_residencies(self, rows: Sequence[Residency]) -> None:
         now_wall_s = self._wall()
-        await self._write(lambda c: rows.put_residencies(c, rows_, now_wall_s))
+        await self._write(lambda c: sql.put_residencies(c, rows, now_wall_s))
 
     async def put_lease(self, lease: Lease) -> None:
         now_wall_s = self._wall()
-        await self._write(lambda c: rows.put_lease(c, lease, now_wall_s))
+        await self._write(lambda c: sql.put_lease(c, lease, now_wall_s))
 
     async def drop_lease(self, gpu: GpuId, holder: str) -> None:
-        await self._write(lambda c: rows.drop_lease(c, gpu, holder))
+        await self._write(lambda c: sql.drop_lease(c, gpu, holder))
 
     async def put_gpus(self, gpus: Sequence[GpuInfo]) -> None:
         now_wall_s = self._wall()
-        await self._write(lambda c: rows.put_gpus(c, gpus, now_wall_s))
+        await self._write(lambda c: sql.put_gpus(c, gpus, now_wall_s))
 
     async def put_cordon(self, gpu: GpuId, cordoned: bool, reason: str) -> None:
         now_wall_s = self._wall()
-        await self._write(lambda c: rows.put_cordon(c, gpu, cordoned, reason, now_wall_s))
+        await self._write(lambda c: sql.put_cordon(c, gpu, cordoned, reason, now_wall_s))
 
     # -- what the data plane counts ----------------------------------------------------------------------------------
 
@@ -165,7 +165,7 @@ class SqlLedger:
         memory is included where it can be written."""
         with contextlib.suppress(LedgerError):
             await self.flush()
-        return await self._read(rows.totals)
+        return await self._read(sql.totals)
 
     async def backup(self, path: Path | str, *, deadline_s: float = BACKUP_DEADLINE_S) -> None:
         """Copy a SQLite ledger to ``path`` while it is in use. Raises LedgerError; never leaves half a copy there."""
@@ -246,7 +246,7 @@ class SqlLedger:
             self._is_written = False
             raise
         except STORE_ERRORS as e:
-            self._is_written = self._is_written and rows.is_refused_by_content(e)
+            self._is_written = self._is_written and sql.is_refused_by_content(e)
             raise self._database.explain(e) from e
         self._is_written = True
         return result
@@ -305,7 +305,7 @@ class SqlLedger:
         if now_s >= self._retain_at_s:
             before_wall_s = self._wall() - self._retention_s
             # One small batch a round, so that an intent never waits behind a long deletion.
-            dropped = await self._write(lambda c: rows.drop_old_samples(c, before_wall_s, RETENTION_BATCH_MAX))
+            dropped = await self._write(lambda c: sql.drop_old_samples(c, before_wall_s, RETENTION_BATCH_MAX))
             if dropped < RETENTION_BATCH_MAX:
                 self._retain_at_s = now_s + RETENTION_EVERY_S
 
@@ -323,13 +323,13 @@ class SqlLedger:
 
         def work(connection: Connection) -> None:
             if batch.samples:
-                rows.add_samples(connection, batch.samples)
-            rows.add_requests(connection, batch.requests)
+                sql.add_samples(connection, batch.samples)
+            sql.add_requests(connection, batch.requests)
 
         try:
             await self._write(work, patient=True)
         except LedgerError as e:
-            if rows.is_refused_by_content(e.__cause__):
+            if sql.is_refused_by_content(e.__cause__):
                 _log.warning("a batch of samples was refused and dropped: %s", e)
                 return
             self._buffers.put_back(batch)
