@@ -345,7 +345,7 @@ class Loop:
     def _decide(self) -> None:
         for active in self.active.values():
             _set(active.unwanted, not self._is_wanted(active))
-        if self.adopting or self.draining:
+        if self.adopting or (self.draining and not self._stands_still()):
             return
         if not self.world.ledger.healthy:
             return  # no room in the journal: nothing starts; a timer asks the ledger again
@@ -356,6 +356,10 @@ class Loop:
         for blocked in self.last_plan.blocked:
             self._answer_blocked(blocked)
         self._arm(self.last_plan.look_again_at_s)
+
+    def _stands_still(self) -> bool:
+        """Whether streams are frozen: also while the service winds down they get their turn, so that they can end."""
+        return any(self.world.traffic.frozen(e.name) for e in self.fleet.engines.values() if e.state is State.ASLEEP)
 
     def _begin(self, swap: Swap) -> None:
         id = f"s{self._life}-{next(self._numbers)}"

@@ -60,3 +60,44 @@ def test_a_preloaded_engine_that_was_found_running_stays_down_once_an_operator_s
             assert service.state("a") is State.STOPPED
 
     run(story())
+
+
+def test_nothing_is_planned_over_the_bytes_of_a_quarantined_engine_that_is_not_ours_to_end() -> None:
+    async def story() -> None:
+        box = make_box(2, **BIG)
+        liar = box.engines["a"]
+        liar.running = liar.lies = True
+        service = make_service(box, make_config(box, a={"launcher": "attach"}))
+        service.loop.world.launchers["attach"] = service.launcher  # type: ignore[index]
+        async with service:
+            await service.until("a", State.AWAKE)
+            with pytest.raises(RotatorError, match="still holds"):
+                await service.operator.command(Command(CommandKind.SLEEP, "a"), wait=True, deadline_s=60)
+            with pytest.raises(EngineUnavailable, match="could have"):
+                await service.ask("b")
+            assert not box.engines["b"].launches
+            assert liar.running
+
+    run(story())
+
+
+def test_streams_that_stand_still_when_the_service_is_told_to_end_are_woken_and_finish_first() -> None:
+    async def story() -> None:
+        box = make_box(2, **BIG)
+        async with make_service(box) as service:
+            await service.ask("b")
+            await service.ask("a")
+            frozen = asyncio.create_task(service.ask("a", serves_s=30.0))
+            await asyncio.sleep(3.0)
+            running = asyncio.create_task(service.ask("b", serves_s=30.0))
+            await service.until("b", State.AWAKE)
+            service.loop.draining = True
+            service.traffic.shut()
+            async with asyncio.timeout(200):
+                await service.loop.settled()
+            await asyncio.gather(frozen, running)
+            wakes = [line for line in box.log if line.startswith(("wake", "start"))]
+            await asyncio.sleep(500)
+            assert [line for line in box.log if line.startswith(("wake", "start"))] == wakes, "nothing else begins"
+
+    run(story())
