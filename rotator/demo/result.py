@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -70,7 +69,7 @@ def _quantile(ordered: Sequence[float], q: float) -> float:
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    table = Table(title="What each model got", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title="What each model got", title_justify="left", box=None, padding=(0, 1, 0, 0))
     table.add_column("model", no_wrap=True)
     table.add_column("GPUs", no_wrap=True)
     for name in ("asked", "wait p50", "wait p99", "wakes", "moved", "canary", "now"):
