@@ -21,6 +21,7 @@ from rotator.service.metrics import Metrics
 from rotator.service.responses import Receive, Scope, Send
 from rotator.service.routes import Target
 from rotator.service.traffic import Limits, Traffic
+from rotator.service.wire import CorkedProtocol
 
 
 class OneEngine:
@@ -100,7 +101,7 @@ async def serve(kind: str, url: str) -> None:
     print(listener.getsockname()[1], flush=True)
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=CorkedProtocol if kind == "rotator" else "httptools",
         lifespan="off",
         access_log=False,
         log_level="warning",

@@ -39,6 +39,7 @@ from rotator.service.operator import Operator
 from rotator.service.setup import Setup
 from rotator.service.timers import Timers
 from rotator.service.traffic import Traffic
+from rotator.service.wire import CorkedProtocol
 from rotator.service.world import World
 
 _log = logging.getLogger("rotator")
@@ -269,10 +270,11 @@ def uvicorn_config(app: Any, config: FleetConfig) -> uvicorn.Config:
         app,
         host=config.bind.host,
         port=config.bind.port,
-        http="httptools",
+        http=CorkedProtocol,
         ws="websockets-sansio",
         lifespan="off",
         access_log=False,
+        proxy_headers=False,
         log_config=None,
         server_header=False,
         date_header=True,

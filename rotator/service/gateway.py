@@ -32,6 +32,7 @@ from rotator.service.upstream import Upstream, open_session
 
 _log = logging.getLogger(__name__)
 _MIB = 1 << 20
+_ASKED = frozenset((b"host", b"origin", b"sec-fetch-site", b"authorization", b"x-api-key"))  # by keys.Keys
 
 
 class Gateway:
@@ -172,7 +173,7 @@ class Gateway:
     def _denied(self, method: str, scope: Scope) -> ApiError | None:
         if self._authorize is None and self._guard is None:
             return None
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = {n.decode(): v.decode("latin-1") for n, v in scope["headers"] if n in _ASKED}
         denial = self._guard(method, headers) if self._guard is not None else None
         if denial is None and self._authorize is not None:
             denial = self._authorize(headers, "infer")

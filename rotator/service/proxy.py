@@ -59,7 +59,7 @@ class Proxy:
             self._alarm(target, str(e))
             raise server_error(502, f"'{target.engine}' failed: {e}", "engine_failed") from None
         finally:
-            if response is not None:
+            if response is not None and response.connection is not None:  # else it was read to its end
                 response.close()
             ticket.leave("aborted" if ticket.cut else "client_left" if x.watch.left else outcome)
 
@@ -74,7 +74,7 @@ class Proxy:
         except Lost as e:
             raise server_error(502, f"the fallback {x.fallback} failed: {e}", "fallback_failed") from None
         finally:
-            if response is not None:
+            if response is not None and response.connection is not None:  # else it was read to its end
                 response.close()
 
     def _relay(self, x: Exchange, response: aiohttp.ClientResponse, target: Target, ticket: Ticket) -> Relay:

@@ -129,7 +129,9 @@ def is_realtime(raw_path: bytes) -> bool:
 
 def is_ours(path: str) -> bool:
     """Whether the path belongs to the data plane, listed or not: its clients expect errors in OpenAI's shape."""
-    return path.startswith(_ROOTS) and any(path == root or path.startswith(root + "/") for root in _ROOTS)
+    return path in _INFER or (
+        path.startswith(_ROOTS) and any(path == root or path.startswith(root + "/") for root in _ROOTS)
+    )
 
 
 def raw_path_of(scope: Mapping[str, Any]) -> bytes:

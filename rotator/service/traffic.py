@@ -164,6 +164,7 @@ class Traffic:
         self._gates: dict[EngineName, _Gate] = {}
         self._waiting_total = 0
         self._shut = False
+        self._clock: Callable[[], float] | None = None
         self._id_prefix = f"r{secrets.token_hex(4)}"  # tells this life's requests from those of the last
         self._id_last = 0
 
@@ -188,7 +189,7 @@ class Traffic:
         gate = self._gates.get(engine)
         if gate is None or not gate.is_open or self._shut:
             return None
-        now = _now_s()
+        now = self._now_s()
         gate.arrivals.append(now)
         return self._admit(gate, self.new_id(), model, now, 0.0)
 
@@ -199,7 +200,7 @@ class Traffic:
 
         Raises QueueFull, EngineUnavailable, WaitExpired. Cancelling forgets the waiter at once.
         """
-        now = _now_s()
+        now = self._now_s()
         gate = self._gates.get(engine)
         try:
             if gate is None:
@@ -237,7 +238,7 @@ class Traffic:
         gate = self._gates[engine]
         gate.failure = None
         gate.is_open = True
-        now = _now_s()
+        now = self._now_s()
         for waiter in list(gate.waiters):
             if not waiter.admitted.done():
                 self._drop_waiter(gate, waiter)
@@ -303,7 +304,7 @@ class Traffic:
     def oldest_wait_s(self, engine: EngineName) -> float:
         """How long the first in line has waited; 0 where nobody waits."""
         gate = self._gates.get(engine)
-        return _now_s() - next(iter(gate.waiters)).since_s if gate and gate.waiters else 0.0
+        return self._now_s() - next(iter(gate.waiters)).since_s if gate and gate.waiters else 0.0
 
     def in_flight(self, engine: EngineName) -> int:
         gate = self._gates.get(engine)
@@ -338,7 +339,7 @@ class Traffic:
 
     def entries(self) -> tuple[QueueEntry, ...]:
         """Everyone who waits, in order of arrival."""
-        now = _now_s()
+        now = self._now_s()
         rows = [
             (
                 w.since_s,
@@ -433,7 +434,7 @@ class Traffic:
             del gate.visitors[ticket]
             return
         del gate.tickets[ticket]
-        gate.used_at_s = _now_s()
+        gate.used_at_s = self._now_s()
         if not gate.tickets:
             gate.idle.set()
             self._forget_if_gone(gate)
@@ -445,6 +446,7 @@ class Traffic:
         if gate.removed and not gate.tickets:
             del self._gates[gate.engine]
 
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()
+    def _now_s(self) -> float:
+        if self._clock is None:  # made outside the event loop, used inside one
+            self._clock = asyncio.get_running_loop().time
+        return self._clock()

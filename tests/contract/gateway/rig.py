@@ -17,6 +17,7 @@ from rotator.service.gateway import Gateway
 from rotator.service.metrics import Metrics
 from rotator.service.routes import Target
 from rotator.service.traffic import Limits, Traffic
+from rotator.service.wire import CorkedProtocol
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -231,7 +232,7 @@ async def _serving(app: Any) -> AsyncIterator[int]:
             app,
             host="127.0.0.1",
             port=0,
-            http="httptools",
+            http=CorkedProtocol,
             ws="websockets-sansio",
             lifespan="off",
             log_level="critical",
