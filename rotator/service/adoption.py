@@ -99,12 +99,13 @@ class Adopter:
         )
         version = await control.version(url, deadline_s=_CALL_S)
         freezes = await control.can_freeze(url, deadline_s=_CALL_S)
-        held = held_by(await self._readings(engine), pids)
+        readings = await self._readings(engine)
+        held = held_by(readings, pids)
         facts = Facts("", version=version, freezes=freezes, pids=pids, held_bytes=held)
         if asleep:
-            await self._adopt_asleep(engine, facts, self._level(engine, unfinished))
+            await self._adopt_asleep(engine, facts, self._level(engine, unfinished), readings)
         else:
-            await self._adopt_awake(engine, facts)
+            await self._adopt_awake(engine, facts, readings)
 
     async def _answering(self, engine: EngineRuntime, handle: Handle) -> None:
         """Raises EngineUnreachable when it died or never answered within its own start-up deadline."""
@@ -117,13 +118,14 @@ class Adopter:
                 raise EngineUnreachable("it does not answer /health")
             await asyncio.sleep(READY_POLL_S)
 
-    async def _adopt_asleep(self, engine: EngineRuntime, facts: Facts, level: Level) -> None:
+    async def _adopt_asleep(
+        self, engine: EngineRuntime, facts: Facts, level: Level, readings: Mapping[GpuId, GpuReading]
+    ) -> None:
         self._bytes_agree(engine, facts.held_bytes)
-        await self._owner.moved(
-            engine.name, Event.ADOPTED_ASLEEP, _merge(facts, "found asleep", level=level, depth=DEPTH_OF_LEVEL[level])
-        )
+        merged = _merge(facts, "found asleep", level=level, depth=DEPTH_OF_LEVEL[level])
+        await self._owner.moved(engine.name, Event.ADOPTED_ASLEEP, merged, readings)
 
-    async def _adopt_awake(self, engine: EngineRuntime, facts: Facts) -> None:
+    async def _adopt_awake(self, engine: EngineRuntime, facts: Facts, readings: Mapping[GpuId, GpuReading]) -> None:
         """Only an engine that answers its canary gets clients: the service may have died in the middle of its wake."""
         config, control = self._world.config.canary, self._world.control
         golden, state = engine.golden, "disabled"
@@ -136,7 +138,7 @@ class Adopter:
             golden = await canary.record(control, engine.url, engine.config.model, config)
             state = "recorded"
         merged = _merge(facts, "found awake", golden=golden, canary=state, awake_bytes=facts.held_bytes)
-        await self._owner.moved(engine.name, Event.ADOPTED_AWAKE, merged)
+        await self._owner.moved(engine.name, Event.ADOPTED_AWAKE, merged, readings)
 
     def _bytes_agree(self, engine: EngineRuntime, held: Mapping[GpuId, int] | None) -> None:
         """Raises Lied for an engine that says it sleeps and holds its bytes all the same."""

@@ -52,7 +52,7 @@ class Undertaker:
             words = f"{reason}; its processes are gone but {left} did not come back: look for leftover holders"
         stays = words != reason or engine.config.launcher == "attach"
         facts = Facts(words, pids=frozenset(), held_bytes={})
-        await self._owner.gone(name, end, facts, await self._readings(engine) if stays else {})
+        await self._owner.moved(name, end, facts, await self._readings(engine) if stays else None)
         if entry is not None:
             await entry.close(
                 "ok" if words == reason else "failed", engine.state, error=None if words == reason else words

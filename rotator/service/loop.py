@@ -112,15 +112,12 @@ class Loop:
     def foreign_bytes(self, gpu: GpuId) -> int:
         return self.fleet.gpus[gpu].foreign_bytes
 
-    async def moved(self, engine: EngineName, event: Event, facts: Facts) -> bool:
+    async def moved(
+        self, engine: EngineName, event: Event, facts: Facts, readings: Mapping[GpuId, GpuReading] | None = None
+    ) -> bool:
         applied: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self.tell(Moved(engine, event, facts, applied))
-        return await applied
-
-    async def gone(self, engine: EngineName, event: Event, facts: Facts, readings: Mapping[GpuId, GpuReading]) -> bool:
-        applied: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self.tell(Moved(engine, event, facts, applied))
-        for gpu, reading in readings.items():
+        for gpu, reading in (readings or {}).items():
             self.tell(GpuRead(gpu, reading, None))  # handled before the next decision
         return await applied
 

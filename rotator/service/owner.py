@@ -49,14 +49,14 @@ class Owner(Protocol):
         """Bytes on the GPU that are none of our engines', as last read."""
         ...
 
-    async def moved(self, engine: EngineName, event: Event, facts: Facts) -> bool:
+    async def moved(
+        self, engine: EngineName, event: Event, facts: Facts, readings: Mapping[GpuId, GpuReading] | None = None
+    ) -> bool:
         """Report an event; returns once the loop has applied it. False if the engine's state no longer allows it:
-        the runner then stops what it was doing, since somebody else (a crash, an operator) was first."""
-        ...
+        the runner then stops what it was doing, since somebody else (a crash, an operator) was first.
 
-    async def gone(self, engine: EngineName, event: Event, facts: Facts, readings: Mapping[GpuId, GpuReading]) -> bool:
-        """Report an engine's end together with what its GPUs hold then: whatever it left there counts as foreign before
-        anything is planned over it."""
+        ``readings`` are what its GPUs hold with the event: where an engine comes or goes otherwise than by a swap, they
+        tell anew what is foreign before anything is planned."""
         ...
 
     async def learned(self, engine: EngineName, facts: Facts) -> None:

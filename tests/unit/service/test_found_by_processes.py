@@ -101,3 +101,20 @@ def test_streams_that_stand_still_when_the_service_is_told_to_end_are_woken_and_
             assert [line for line in box.log if line.startswith(("wake", "start"))] == wakes, "nothing else begins"
 
     run(story())
+
+
+def test_an_attached_engines_bytes_are_not_foreign_any_more_once_it_is_found() -> None:
+    async def story() -> None:
+        box = make_box(2, **BIG)
+        service = make_service(box, make_config(box, a={"launcher": "attach"}))
+        service.loop.world.launchers["attach"] = service.launcher  # type: ignore[index]
+        async with service:
+            await asyncio.sleep(1.5)
+            box.engines["a"].running = True
+            await asyncio.sleep(2.0)
+            assert service.loop.foreign_bytes("GPU-0")
+            await service.loop.adopter.adopt_attached(service.fleet.engines["a"])
+            await service.ask("b")
+            assert service.state("a") is State.ASLEEP
+
+    run(story())
