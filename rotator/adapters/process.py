@@ -316,9 +316,8 @@ def _spawn_failed(spec: LaunchSpec, error: OSError) -> str:
 
 
 def _first_of(members: list[Proc]) -> Proc | None:
-    """The process that stands for an engine: a session leader that none of the others started, the oldest of them."""
-    pids = {proc.pid for proc in members}
-    return min(members, key=lambda p: (p.ppid in pids, p.session != p.pid, p.start_ticks, p.pid), default=None)
+    """The process that stands for an engine: the oldest session leader (workers that lead one are younger)."""
+    return min(members, key=lambda proc: (proc.session != proc.pid, proc.start_ticks, proc.pid), default=None)
 
 
 def _await_marks(pid: int) -> None:

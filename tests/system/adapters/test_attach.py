@@ -147,10 +147,16 @@ async def test_a_stopped_engine_is_not_gone(running: Running, monkeypatch: pytes
 
 async def test_a_connection_that_is_not_answered_is_no_refusal(silent_port: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(attach, "CONNECT_DEADLINE_S", 0.1)
+    monkeypatch.setattr(attach, "WATCH_EVERY_S", 0.01)
     assert await try_connect("127.0.0.1", silent_port, deadline_s=0.1) is Answer.SILENT
     launcher = AttachLauncher()
     assert await launcher.find(spec(silent_port), None) is None
-    assert await launcher.is_alive(Handle("dsv4-flash", "attach", f"http://127.0.0.1:{silent_port}", {}))
+    handle = Handle("dsv4-flash", "attach", f"http://127.0.0.1:{silent_port}", {})
+    assert await launcher.is_alive(handle)
+    waiting = asyncio.create_task(launcher.wait_exit(handle))
+    await asyncio.wait([waiting], timeout=0.6)
+    assert not waiting.done()
+    waiting.cancel()
 
 
 async def test_a_name_with_several_addresses_that_all_refuse_is_a_refusal():

@@ -248,6 +248,17 @@ async def test_workers_in_sessions_of_their_own_end_with_their_engine(
     assert [pid for pid in (pid_of(handle), *workers) if not is_gone(pid)] == []
 
 
+async def test_workers_without_their_engine_do_not_use_up_its_whole_grace(
+    launcher: ProcessLauncher, engines: Engines, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(process, "STRAGGLER_GRACE_S", 0.2)
+    handle = await launcher.start(engines.spec(WITH_WORKERS))
+    workers = [int(pid) for pid in (await engines.written("workers")).split()]
+    async with asyncio.timeout(20):
+        await launcher.stop(handle, grace_s=300)
+    assert all(is_gone(pid) for pid in workers)
+
+
 async def test_workers_that_outlive_their_engine_are_found_and_ended(launcher: ProcessLauncher, engines: Engines):
     handle = await launcher.start(engines.spec(WITH_WORKERS))
     workers = {int(pid) for pid in (await engines.written("workers")).split()}
@@ -448,3 +459,40 @@ async def test_processes_that_will_not_go_are_named(
             await launcher.stop(handle, grace_s=0)
     await launcher.stop(handle, grace_s=0)
     assert is_gone(pid_of(handle))
+
+
+STOPS = """
+import asyncio, os, sys
+from pathlib import Path
+from rotator.adapters.process import ProcessLauncher
+from rotator.ports import LaunchSpec
+
+async def main():
+    folder = sys.argv[1]
+    spec = LaunchSpec("dsv4-flash", "process", (sys.executable, "-c", sys.argv[3]), {}, "http://x:1", folder + "/log")
+    launcher = ProcessLauncher(Path(folder), sys.argv[2])
+    handle = await launcher.start(spec)
+    assert await launcher.pids(handle) == {handle.ref["pid"]}
+    await launcher.stop(handle, grace_s=0)
+    print("lives on")
+
+asyncio.run(main())
+"""
+
+
+async def test_a_service_that_carries_an_engines_mark_does_not_end_itself(launcher: ProcessLauncher, tmp_path: Path):
+    marked = {**os.environ, "ROTATOR_ENGINE": "dsv4-flash", "ROTATOR_SERVICE": SERVICE}
+    service = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", STOPS, str(tmp_path), SERVICE, WAITS, stdout=subprocess.PIPE, env=marked
+    )
+    said, _ = await service.communicate()
+    assert said == b"lives on\n"
+
+
+def test_a_descriptor_is_of_exactly_the_process_that_is_meant():
+    own = read_proc(os.getpid())
+    assert own is not None
+    descriptor = exits.open_descriptor(own.identity)
+    assert descriptor is not None
+    os.close(descriptor)
+    assert exits.open_descriptor((own.pid, own.start_ticks - 1)) is None

@@ -32,6 +32,7 @@ def test_an_engine_gets_what_it_needs_of_the_services_environment_and_no_more():
     got = engine_environment(own, spec(), "s1")
     kept = {name for name in own if name in got}
     assert set(own) - kept == {"FALLBACK_API_KEY", "ROTATOR_ADMIN_KEY", "AWS_SECRET_ACCESS_KEY", "PYTHONPATH"}
+    assert got["SPT_NOENV"] == "1", "without it a process title overwrites the marks"
 
 
 def test_the_configuration_overrides_what_is_inherited_but_never_the_marks():
