@@ -64,7 +64,7 @@ def fleet(engines: int, gpus: int, requests: int, seed: int = 1) -> Snapshot:
 
 
 def _waited_for(engine: Engine, waiting: int, rng: random.Random) -> Engine:
-    return replace(engine, demand=Demand(waiting, rng.uniform(0, 60)))
+    return replace(engine, demand=Demand(waiting, rng.uniform(0, 60)), held_bytes=engine.residue_bytes)
 
 
 def _engine(name: str, ids: list[str], rng: random.Random) -> Engine:
@@ -96,7 +96,8 @@ def _placed(engine: Engine, free: dict[str, int], rng: random.Random) -> Engine:
         free[gpu] -= grows
     demand = Demand(in_flight=rng.choice((0, 4)), likely_wanted=engine.demand.likely_wanted)
     since_s = 1000.0 - rng.choice((0.5, 10, 100))
-    return replace(engine, state=State.AWAKE, depth=None, demand=demand, awake_since_s=since_s)
+    held = engine.awake_bytes
+    return replace(engine, state=State.AWAKE, depth=None, demand=demand, awake_since_s=since_s, held_bytes=held)
 
 
 def measure(engines: int, gpus: int, requests: int, budget_s: float) -> Figure:

@@ -317,10 +317,10 @@ class Planning:
             self._keep(waiting, engine.gpus)
 
     def _keep(self, waiting: Engine, gpus: Iterable[GpuId]) -> None:
-        closed, phrase = self._closed, f"kept for {waiting.name}, whose turn comes first"
+        closed = self._closed
         for gpu in gpus:
             if gpu not in closed:
-                closed[gpu] = phrase
+                closed[gpu] = f"kept for {waiting.name}, whose turn comes first"
 
     def _waits_for(self, wish: Wish, kind: BlockKind, other: Engine, until_s: float | None) -> Blocked:
         """Blocked by another engine that would have to make room."""

@@ -27,17 +27,15 @@ def charge(engine: Engine) -> tuple[int, ...]:
     A transition is charged at its larger end. Engines without processes are charged only with what was seen to be held.
     """
     held = engine.held_bytes
-    if engine.state in _AWAKE_SIZED:
-        known = engine.awake_bytes
-    elif engine.state is State.ASLEEP and engine.depth is Depth.KV:
-        return (
-            engine.awake_bytes if held is None else held
-        )  # its weights are still there: only a reading tells how much
-    elif engine.state is State.ASLEEP:
+    if engine.state is State.ASLEEP:
+        if engine.depth is Depth.KV:  # its weights are still there: only a reading tells how much
+            return engine.awake_bytes if held is None else held
         known = engine.residue_bytes
+    elif engine.state in _AWAKE_SIZED:
+        known = engine.awake_bytes
     else:
         return (0,) * len(engine.gpus) if held is None else held
-    return known if held is None else tuple(map(max, known, held))
+    return known if held is None or held == known else tuple(map(max, known, held))
 
 
 def need(engine: Engine, charged: tuple[int, ...]) -> tuple[int, ...]:
@@ -92,14 +90,14 @@ class Room:
         self._pinned = dict.fromkeys(gpus, 0)
         for engine in engines:
             self.charged[engine.name] = charged = charge(engine)
-            self._add(engine, charged)
+            for gpu, taken in zip(engine.gpus, charged, strict=True):
+                self.free[gpu] -= taken
+            self._place(engine, charged)
         self.missing = self.free.keys() - gpus.keys()
         self.most = {id: self.capacity[id] - self._immovable[id] - self._pinned[id] for id in gpus}
 
-    def _add(self, engine: Engine, charged: tuple[int, ...]) -> None:
-        free, state = self.free, engine.state
-        for gpu, taken in zip(engine.gpus, charged, strict=True):
-            free[gpu] -= taken
+    def _place(self, engine: Engine, charged: tuple[int, ...]) -> None:
+        state = engine.state
         if state is State.ASLEEP:
             self._sleepers.append(engine)
         elif state is State.AWAKE:
