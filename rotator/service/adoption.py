@@ -94,18 +94,31 @@ class Adopter:
         control, url = self._world.control, engine.url
         await self._answering(engine, handle)
         moving = any(t.intent.action in ("sleep", "wake") for t in unfinished)
-        asleep = await control.is_sleeping(
-            url, deadline_s=engine.config.sleep_deadline_s + engine.config.wake_deadline_s if moving else _CALL_S
-        )
+        asleep, readings = await self._word_and_bytes(engine, pids, moving)
         version = await control.version(url, deadline_s=_CALL_S)
         freezes = await control.can_freeze(url, deadline_s=_CALL_S)
-        readings = await self._readings(engine)
         held = held_by(readings, pids)
         facts = Facts("", version=version, freezes=freezes, pids=pids, held_bytes=held)
         if asleep:
             await self._adopt_asleep(engine, facts, self._level(engine, unfinished), readings)
         else:
             await self._adopt_awake(engine, facts, readings)
+
+    async def _word_and_bytes(
+        self, engine: EngineRuntime, pids: frozenset[int], moving: bool
+    ) -> tuple[bool, dict[GpuId, GpuReading]]:
+        """Whether it says it sleeps, and what its GPUs hold. In the middle of a sleep or wake its word comes before its
+        bytes: then both are asked again until they agree, within the bounds of a sleep and a wake."""
+        clock, config = asyncio.get_running_loop().time, engine.config
+        bound_s = config.sleep_deadline_s + config.wake_deadline_s if moving else 0.0
+        give_up_at = clock() + bound_s
+        while True:
+            asleep = await self._world.control.is_sleeping(engine.url, deadline_s=max(_CALL_S, bound_s))
+            readings = await self._readings(engine)
+            agree = not asleep or self._disagreement(engine, held_by(readings, pids)) is None
+            if agree or clock() >= give_up_at:
+                return asleep, readings
+            await asyncio.sleep(READY_POLL_S)
 
     async def _answering(self, engine: EngineRuntime, handle: Handle) -> None:
         """Raises EngineUnreachable when it died or never answered within its own start-up deadline."""
@@ -121,7 +134,8 @@ class Adopter:
     async def _adopt_asleep(
         self, engine: EngineRuntime, facts: Facts, level: Level, readings: Mapping[GpuId, GpuReading]
     ) -> None:
-        self._bytes_agree(engine, facts.held_bytes)
+        if lie := self._disagreement(engine, facts.held_bytes):
+            raise Lied(lie)
         merged = _merge(facts, "found asleep", level=level, depth=DEPTH_OF_LEVEL[level])
         await self._owner.moved(engine.name, Event.ADOPTED_ASLEEP, merged, readings)
 
@@ -140,12 +154,13 @@ class Adopter:
         merged = _merge(facts, "found awake", golden=golden, canary=state, awake_bytes=facts.held_bytes)
         await self._owner.moved(engine.name, Event.ADOPTED_AWAKE, merged, readings)
 
-    def _bytes_agree(self, engine: EngineRuntime, held: Mapping[GpuId, int] | None) -> None:
-        """Raises Lied for an engine that says it sleeps and holds its bytes all the same."""
+    def _disagreement(self, engine: EngineRuntime, held: Mapping[GpuId, int] | None) -> str | None:
+        """What an engine that says it sleeps holds all the same, in words."""
         most = 1.0 - self._world.config.recovery.first_sleep_frees_min
         for gpu, size in (held or {}).items():
             if size > max(most * engine.awake_on(gpu), engine.residue_on(gpu) + (1 << 29)):
-                raise Lied(f"it says it sleeps, but holds {gib(size)} on {gpu}")
+                return f"it says it sleeps, but holds {gib(size)} on {gpu}"
+        return None
 
     def _level(self, engine: EngineRuntime, unfinished: list[OpenTransition]) -> Level:
         """How deep it sleeps: from the unfinished sleep's own plan, else as recorded, else its preferred level."""

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from rotator.core.values import Command, CommandKind, State
-from rotator.ports import RotatorError
+from rotator.ports import Intent, RotatorError
 from rotator.service.traffic import EngineUnavailable
 from rotator.sim.clock import run
 from tests.fakes import make_box, make_config, make_service
@@ -116,5 +116,40 @@ def test_an_attached_engines_bytes_are_not_foreign_any_more_once_it_is_found() -
             await service.loop.adopter.adopt_attached(service.fleet.engines["a"])
             await service.ask("b")
             assert service.state("a") is State.ASLEEP
+
+    run(story())
+
+
+def test_an_engine_found_in_the_middle_of_its_sleep_is_given_the_time_to_end_it() -> None:
+    async def story() -> None:
+        box = make_box(2, **BIG)
+        async with make_service(box) as service:
+            await service.ask("a")
+            ledger = service.ledger
+        a = box.engines["a"]
+        a.asleep = a.lies = True
+        await ledger.open_transition(Intent("s-1", "a", "sleep", State.AWAKE, State.ASLEEP, "b is wanted"))
+        async with make_service(box, ledger=ledger) as service:
+            await asyncio.sleep(5.0)
+            a.lies = False
+            await service.until("a", State.ASLEEP)
+            assert "stop a" not in box.log
+            await service.ask("a")
+
+    run(story())
+
+
+def test_an_engine_that_still_holds_its_bytes_after_the_time_of_a_sleep_has_lied() -> None:
+    async def story() -> None:
+        box = make_box(2, **BIG)
+        async with make_service(box) as service:
+            await service.ask("a")
+            ledger = service.ledger
+        a = box.engines["a"]
+        a.asleep = a.lies = True
+        await ledger.open_transition(Intent("s-1", "a", "sleep", State.AWAKE, State.ASLEEP, "b is wanted"))
+        async with make_service(box, ledger=ledger) as service:
+            await service.until("a", State.QUARANTINED)
+            assert "stop a" in box.log
 
     run(story())
