@@ -190,7 +190,7 @@ class Planning:
         """The cheapest engines to yield: by sleeping if that can do, else with stops among them."""
         ways = _Ways(deficits, host_free)
         self._sort_out(wish, ways, self.room.awake, besides)
-        chosen = self._by_sleeps(ways, ways.open)
+        chosen = self._by_sleeps(ways, ways.open) if self._enough(deficits, ways.open) else None
         if chosen is None:  # rather wait a little for another's sleep than stop anybody
             waits = self._lift(wish, ways, (BlockKind.BUSY, BlockKind.STAY), list(ways.open), self._by_sleeps)
             if waits is not None:
@@ -266,15 +266,15 @@ class Planning:
 
     def _enough(self, deficits: dict[GpuId, int], engines: Iterable[Engine], by_sleep: bool = False) -> bool:
         """Whether these engines hold enough between them, if host RAM were no matter."""
-        rest = dict(deficits)
+        lacking = dict(deficits)
         for engine in engines:
-            stays = by_sleep or not engine.can_stop
-            for gpu, now, residue in zip(
-                engine.gpus, self.room.charged[engine.name], engine.residue_bytes, strict=True
-            ):
-                if gpu in rest:
-                    rest[gpu] -= max(0, now - residue) if stays else now
-        return all(lacking <= 0 for lacking in rest.values())
+            holds = self.room.charged[engine.name]
+            if by_sleep or not engine.can_stop:
+                holds = tuple([max(0, now - rest) for now, rest in zip(holds, engine.residue_bytes, strict=True)])
+            for gpu, size in zip(engine.gpus, holds, strict=True):
+                if gpu in lacking:
+                    lacking[gpu] -= size
+        return max(lacking.values()) <= 0
 
     # -- why not -----------------------------------------------------------------------------------------------------
 
