@@ -154,7 +154,8 @@ def _show(console: Console, main: Figure, curve: list[Figure]) -> None:
     verdict = "met" if main.median_ms <= BOUND_MS else "MISSED"
     console.print(
         f"{main.engines} engines on {main.gpus} GPUs, {main.requests} requests waiting: "
-        f"median {main.median_ms:.2f} ms, p99 {main.p99_ms:.2f} ms, CPU {main.cpu_ms:.2f} ms (bound {BOUND_MS:.0f} ms: {verdict})"
+        f"median {main.median_ms:.2f} ms, p99 {main.p99_ms:.2f} ms, CPU {main.cpu_ms:.2f} ms "
+        f"(bound {BOUND_MS:.0f} ms: {verdict})"
     )
 
 
