@@ -18,6 +18,7 @@ from rotator.adapters.attach import AttachLauncher
 from rotator.adapters.devices import NvmlDevices
 from rotator.adapters.host import read_host_memory
 from rotator.adapters.ledger import SqlLedger
+from rotator.adapters.loopback import free_loopback_port
 from rotator.adapters.models import weight_bytes
 from rotator.adapters.process import ProcessLauncher
 from rotator.adapters.vllm import VllmControl
@@ -75,7 +76,7 @@ class _Service:
         self._listener = _listen(self._config)
         async with self._world() as (world, fleet):
             self._loop = loop = Loop(world, fleet)
-            self._setup = Setup(loop, weight_bytes)
+            self._setup = Setup(loop, weight_bytes, free_loopback_port)
             loop.rebuild = self._setup.rebuild
             recovered = await world.ledger.recover()
             inventory = await world.devices.inventory(deadline_s=_INVENTORY_S)

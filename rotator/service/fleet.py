@@ -89,14 +89,17 @@ class Fleet:
 
     # -- readings ----------------------------------------------------------------------------------------------------
 
-    def read(self, gpu: GpuId, reading: GpuReading | None, error: str | None, claimed: bool) -> None:
+    def read(self, gpu: GpuId, reading: GpuReading | None, error: str | None, *, claimed: bool, current: bool) -> None:
         """Note a reading. What is foreign is judged by process where the driver tells; else by difference, and then
-        only while nothing moves on the GPU."""
+        only while nothing moves on the GPU (``claimed``). A reading from before the last change there (not
+        ``current``) shows bytes of engines that have gone or changed: it says nothing about who holds what."""
         record = self.gpus[gpu]
         record.unreadable = error
         if reading is None:
             return
         record.reading, record.read_at_wall_s = reading, self._wall()
+        if not current:
+            return
         engines = [e for e in self.engines.values() if gpu in e.gpus]
         if reading.by_pid is not None:
             self._attribute(gpu, reading.by_pid, engines)

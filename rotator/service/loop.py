@@ -10,6 +10,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
+from math import inf
 from typing import Any, TypeVar
 
 from rotator.core import policy
@@ -59,6 +60,8 @@ YIELD_AGAIN_S = 10.0  # an engine that could not yield (streams that cannot free
 HOPELESS = frozenset(
     {BlockKind.NEVER_FITS, BlockKind.PINNED, BlockKind.QUARANTINED, BlockKind.CORDONED, BlockKind.HOST_RAM}
 )
+BY_BYTES = frozenset({BlockKind.NEVER_FITS, BlockKind.HOST_RAM})
+BYTES_GRACE_S = 3.0
 _OPENS = {Event.STARTED, Event.WOKE, Event.ADOPTED_AWAKE, Event.DRAIN_ABANDONED}
 _ENDS = {Event.GONE: "stopped", Event.GONE_FAULTY: "failed", Event.GONE_LIAR: "quarantined"}
 
@@ -118,7 +121,7 @@ class Loop:
         applied: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self.tell(Moved(engine, event, facts, applied))
         for gpu, reading in (readings or {}).items():
-            self.tell(GpuRead(gpu, reading, None))  # handled before the next decision
+            self.tell(GpuRead(gpu, reading, None, inf))  # handled before the next decision
         return await applied
 
     async def learned(self, engine: EngineName, facts: Facts) -> None:
@@ -205,8 +208,8 @@ class Loop:
                 self._swap_ended(self.active.pop(id))
             case Exited(name, how, ref):
                 self._exited(name, how, ref)
-            case GpuRead(gpu, reading, error):
-                self._gpu_read(gpu, reading, error)
+            case GpuRead(gpu, reading, error, begun_at_s):
+                self._gpu_read(gpu, reading, error, begun_at_s)
             case PidsRead(name, ref, pids):
                 self._pids_read(name, ref, pids)
             case Unhealthy(name, ok):
@@ -227,6 +230,8 @@ class Loop:
             _log.info("stale report for %s: %s", name, e)
             return False
         engine.reason = self.fleet.wording().text(engine.reason)
+        for gpu in engine.gpus:
+            self.fleet.gpus[gpu].moved_at_s = self.now_s()
         self._gates(engine, event, engine.reason)
         self.recorder.note(engine)
         data: dict[str, Any] = {"state": engine.state.value, "event": event.value, "reason": engine.reason}
@@ -324,12 +329,12 @@ class Loop:
 
     # -- GPUs --------------------------------------------------------------------------------------------------------
 
-    def _gpu_read(self, gpu: GpuId, reading: Any, error: str | None) -> None:
+    def _gpu_read(self, gpu: GpuId, reading: GpuReading | None, error: str | None, begun_at_s: float) -> None:
         record = self.fleet.gpus.get(gpu)
         if record is None:
             return
         before = record.health
-        self.fleet.read(gpu, reading, error, gpu in self.claimed())
+        self.fleet.read(gpu, reading, error, claimed=gpu in self.claimed(), current=begun_at_s >= record.moved_at_s)
         if record.health is not before:
             self.world.bus.publish(f"gpu.{record.health.value}", gpu=gpu, reason=error or "it answers again")
         if reading is not None:
@@ -386,6 +391,8 @@ class Loop:
         if blocked.command is not None:
             self.desk.blocked(blocked)
         elif blocked.kind in HOPELESS and self.world.traffic.waiting(blocked.engine):
+            if blocked.kind in BY_BYTES and self.world.traffic.oldest_wait_s(blocked.engine) < BYTES_GRACE_S:
+                return  # a process that is just ending may still hold them: the next readings tell
             # Waiting cannot help: whoever waits learns why now. The next one who comes makes us look again.
             self.world.traffic.fail(blocked.engine, f"{blocked.engine} cannot be had: {blocked.reason}")
             if self.fleet.engines[blocked.engine].state is not State.QUARANTINED:

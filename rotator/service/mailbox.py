@@ -43,9 +43,13 @@ class Exited:
 
 @dataclass(slots=True)
 class GpuRead:
+    """``begun_at_s`` is when the query was sent, on the loop's clock: what moved on the GPU since, it may not show.
+    Infinity for one that was taken for the very event it comes with."""
+
     gpu: GpuId
     reading: GpuReading | None
     error: str | None
+    begun_at_s: float
 
 
 @dataclass(slots=True)

@@ -3,7 +3,8 @@
 import asyncio
 import difflib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from rotator import __version__
@@ -52,7 +53,7 @@ class Operator:
         return self._loop.world.traffic.entries()
 
     def plan_for(self, *commands: Command) -> Plan:
-        return self._loop.plan_for(tuple(self._named(c) for c in commands))
+        return self._loop.plan_for(self._named(commands))
 
     async def ledger_rows(self, table: str, filters: Mapping[str, str], limit: int, cursor: str | None) -> Page:
         return await self._loop.world.ledger.query(table, filters=filters, limit=limit, cursor=cursor)
@@ -86,7 +87,7 @@ class Operator:
     # -- doing -------------------------------------------------------------------------------------------------------
 
     async def command(self, *commands: Command, wait: bool, deadline_s: float) -> tuple[CommandResult, ...]:
-        named = tuple(self._named(c) for c in commands)
+        named = self._named(commands)
         loop = asyncio.get_running_loop()
         answers = tuple(loop.create_future() for _ in named)
         for answer in answers:
@@ -167,10 +168,11 @@ class Operator:
             raise UnknownGpu(f"there is no GPU '{name}': this service has {have}")
         return self._loop.fleet.gpus[id]
 
-    def _named(self, command: Command) -> Command:
-        """The same command with the engine's own name for an alias, stamped with the loop's time."""
-        name = self._find(command.engine).name
-        return Command(command.kind, name, command.level, command.force, self._loop.now_s())
+    def _named(self, commands: Iterable[Command]) -> tuple[Command, ...]:
+        """The same commands with engines' own names for aliases. What is given together gets one time: the planner
+        takes a sleep and a wake of the same time for one swap."""
+        now = self._loop.now_s()
+        return tuple(replace(c, engine=self._find(c.engine).name, issued_at_s=now) for c in commands)
 
 
 def _look_at(answer: "asyncio.Future[CommandResult]") -> None:

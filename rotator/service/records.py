@@ -23,6 +23,7 @@ class GpuRecord:
     reading: GpuReading | None = None
     read_at_wall_s: float | None = None
     foreign_bytes: int = 0
+    moved_at_s: float = 0.0  # when an engine here last changed its state
     unreadable: str | None = None  # why the last reading failed; None when it succeeded
     cordoned: str | None = None  # the operator's reason
 

@@ -1,8 +1,6 @@
 """Builds and changes the fleet from its configuration: engines with their URLs and launch specs, limits, budgets."""
 
-import contextlib
-import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from urllib.parse import urlsplit
 
 from rotator.config import GIB, ConfigError, EngineConfig, FleetConfig
@@ -18,9 +16,18 @@ _HOST_SHARE = 0.8  # of the host's RAM for masters, where the configuration says
 
 
 class Setup:
-    """Runs within the loop's task (or before it starts)."""
+    """Runs within the loop's task (or before it starts).
 
-    def __init__(self, loop: Loop, weight_bytes: Callable[[EngineConfig], int | None]) -> None:
+    ``weight_bytes`` looks at an engine's model files; ``free_port`` finds a loopback
+    port that is none of those given."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        weight_bytes: Callable[[EngineConfig], int | None],
+        free_port: Callable[[Container[int]], int],
+    ) -> None:
+        self._free_port = free_port
         self._loop = loop
         self._host_total_bytes = loop.world.host().total_bytes
         self._weight_bytes = weight_bytes
@@ -30,7 +37,7 @@ class Setup:
         config = self._loop.world.config
         self._check_gpus(config)
         self._limits(config)
-        taken = {urlsplit(r.url).port for r in records.values() if r.url} | {e.port for e in config.engines}
+        taken = _ports((r.url for r in records.values()), config.engines)
         for engine in config.engines:
             self._add(engine, records.get(engine.name), taken)
 
@@ -45,7 +52,7 @@ class Setup:
         self._loop.fleet.configure_gpus(new, [g.info for g in self._loop.fleet.gpus.values()])
         for name in changes.removed:
             self._loop.fleet.remove_engine(name)
-        taken = {urlsplit(e.url).port for e in self._loop.all_runtimes()} | {e.port for e in new.engines}
+        taken = _ports((e.url for e in self._loop.all_runtimes()), new.engines)
         for engine in new.engines:
             if engine.name in changes.added:
                 self._add(engine, None, taken)
@@ -60,7 +67,7 @@ class Setup:
         """Take an engine that is down over into its changed configuration: its next start is by the new one."""
         old = self._loop.fleet.engines[name]
         self._loop.fleet.remove_engine(name)
-        taken = {urlsplit(e.url).port for e in self._loop.all_runtimes()}
+        taken = _ports((e.url for e in self._loop.all_runtimes()), ())
         self._add(old.config, None, taken)
         new = self._loop.fleet.engines[name]
         new.state, new.reason, new.since_wall_s = old.state, old.reason, old.since_wall_s
@@ -80,12 +87,24 @@ class Setup:
         if not is_live(runtime.state):
             self.rebuild(engine.name)
 
-    def _add(self, engine: EngineConfig, record: EngineRecord | None, taken: set[int | None]) -> None:
+    def _add(self, engine: EngineConfig, record: EngineRecord | None, taken: set[int]) -> None:
         gpus = tuple(self._loop.fleet.gpu_id(g) or "" for g in engine.gpus)
-        url = _url(engine, record, taken)
+        url = self._url(engine, record, taken)
         infos = tuple(self._loop.fleet.gpus[g].info for g in gpus)
         spec = launch_spec(engine, url, infos, self._loop.world.config.state_dir)
         self._loop.fleet.add_engine(engine, url, spec, gpus).weight_bytes = self._weight_bytes(engine)
+
+    def _url(self, engine: EngineConfig, record: EngineRecord | None, taken: set[int]) -> str:
+        """Where the engine listens: attached, its configured port, the port it had before, or a free one."""
+        if engine.url is not None:
+            return str(engine.url).rstrip("/")
+        if engine.port is not None:
+            return f"http://127.0.0.1:{engine.port}"
+        if record is not None and record.url and record.launcher == engine.launcher:
+            return record.url
+        port = self._free_port(taken)
+        taken.add(port)
+        return f"http://127.0.0.1:{port}"
 
     def _check_gpus(self, config: FleetConfig) -> None:
         have = ", ".join(f"{g.info.index} ({g.info.id})" for g in self._loop.fleet.gpus.values()) or "none"
@@ -117,25 +136,7 @@ class Setup:
         self._loop.fleet.host_budget_bytes = int(budget * GIB) if budget is not None else share
 
 
-def _url(engine: EngineConfig, record: EngineRecord | None, taken: set[int | None]) -> str:
-    """Where the engine listens: attached, its configured port, the port it had before, or a free one."""
-    if engine.url is not None:
-        return str(engine.url).rstrip("/")
-    if engine.port is not None:
-        return f"http://127.0.0.1:{engine.port}"
-    if record is not None and record.url and record.launcher == engine.launcher:
-        return record.url
-    port = _free_port(taken)
-    taken.add(port)
-    return f"http://127.0.0.1:{port}"
-
-
-def _free_port(taken: set[int | None]) -> int:
-    """A loopback port that nobody listens on and no engine of ours was promised."""
-    with contextlib.ExitStack() as held:
-        while True:
-            probe = held.enter_context(socket.socket())
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-            if port not in taken:
-                return port
+def _ports(urls: Iterable[str], engines: Iterable[EngineConfig]) -> set[int]:
+    """Ports that engines of ours have or were promised."""
+    known = {urlsplit(url).port for url in urls} | {engine.port for engine in engines}
+    return {port for port in known if port is not None}

@@ -58,12 +58,13 @@ class Timers:
 
     async def _read_gpu(self, gpu: GpuId) -> None:
         deadline_s = self._loop.world.config.devices.read_deadline_s
+        begun = self._loop.now_s()
         try:
             reading = await self._loop.world.devices.read(gpu, deadline_s=deadline_s)
         except DeviceError as e:
-            self._loop.tell(GpuRead(gpu, None, str(e)))
+            self._loop.tell(GpuRead(gpu, None, str(e), begun))
         else:
-            self._loop.tell(GpuRead(gpu, reading, None))
+            self._loop.tell(GpuRead(gpu, reading, None, begun))
 
     async def _ask_health(self) -> None:
         awake = [e for e in self._loop.all_runtimes() if e.state is State.AWAKE]
