@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from rotator.adapters.ledger_tables import LIVES
+from rotator.adapters.ledger_tables import LIVES, new_id
 from rotator.ports import LedgerError
 
 BEAT_EVERY_S = 3.0
@@ -63,7 +63,7 @@ def begin(connection: Connection, now_wall_s: float, *, seen: Holder | None) -> 
         result = connection.execute(insert(LIVES).values(**row, beat=0, ballast=""))
     except IntegrityError:
         raise LedgerError("the ledger was taken by another service just now: two must not rotate one fleet") from None
-    return int(result.inserted_primary_key[0])
+    return new_id(result)
 
 
 def held_by(other: Holder) -> LedgerError:

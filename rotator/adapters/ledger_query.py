@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import (
     JSON,
@@ -167,7 +167,7 @@ def _encode(asked: Question, row: Mapping[str, Any]) -> str:
 
 def _decode(table: str, shelf: Shelf, cursor: str) -> list[Any]:
     try:
-        name, *key = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        name, *key = cast("list[Any]", json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))))
     except (binascii.Error, ValueError, TypeError):
         name, key = None, []
     columns = [shelf.table.c[column] for column in shelf.order]

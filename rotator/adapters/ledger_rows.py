@@ -17,6 +17,7 @@ from rotator.adapters.ledger_tables import (
     RESIDENCIES,
     TRANSITIONS,
     VRAM_SAMPLES,
+    new_id,
 )
 from rotator.core.values import Depth, GpuId, Level, State
 from rotator.ports import (
@@ -63,7 +64,7 @@ def open_transition(connection: Connection, life: int, intent: Intent, now_wall_
         "result": OPEN,
     }
     result = connection.execute(insert(TRANSITIONS), row)
-    return int(result.inserted_primary_key[0])
+    return new_id(result)
 
 
 def close_transition(connection: Connection, transition: int, outcome: Outcome, now_wall_s: float) -> None:

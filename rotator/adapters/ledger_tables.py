@@ -4,11 +4,14 @@ Columns of bytes are plain bytes; ``*_wall_s`` are Unix seconds. Only types and 
 dialect knows are used, so that the ledger can move to another database by its URL alone.
 """
 
+from typing import Any
+
 from sqlalchemy import (
     JSON,
     BigInteger,
     Boolean,
     Column,
+    CursorResult,
     Float,
     ForeignKey,
     Index,
@@ -19,6 +22,8 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
 )
+
+from rotator.ports import LedgerError
 
 # Constraints are named by rule, so that a later migration can name what it changes on every database.
 METADATA = MetaData(
@@ -162,3 +167,11 @@ REQUESTS = Table(
     Column("waited_s_max", Float(53), nullable=False),
     Index(None, "minute_wall_s"),
 )
+
+
+def new_id(result: CursorResult[Any]) -> int:
+    """The id that the database gave to the one row that was just inserted."""
+    key = result.inserted_primary_key
+    if key is None:
+        raise LedgerError("the database did not tell the id of a new row: its driver is not usable for a ledger")
+    return int(key[0])

@@ -11,7 +11,7 @@ import queue
 import threading
 from collections.abc import Callable
 from enum import Enum
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from rotator.ports import LedgerError
 
@@ -77,7 +77,7 @@ def _settle(signal: asyncio.Future[None]) -> None:
 class Worker:
     def __init__(self, name: str) -> None:
         self._name = name
-        self._jobs: queue.SimpleQueue[_Job[object] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # guards every job's phase and _overdue; held for a few instructions only
         self._overdue: object | None = None
         self._is_stopped = False
@@ -108,7 +108,7 @@ class Worker:
         if self._overdue is not None or self._jobs.qsize() >= PENDING_MAX:
             raise self._stuck(deadline_s)
         job = _Job(call, late)
-        self._jobs.put(job)  # type: ignore[arg-type]  # the queue holds jobs of every result type
+        self._jobs.put(job)  # the queue holds jobs of every result type
         try:
             await asyncio.wait({job.signal}, timeout=deadline_s)
             if patient and not job.signal.done():
@@ -152,7 +152,7 @@ class Worker:
             job.abandoned = True
             is_done = job.phase is _Phase.DONE
         if is_done and job.late is not None:
-            self._jobs.put(_Job(job.tell_late, None))  # type: ignore[arg-type]
+            self._jobs.put(_Job(job.tell_late, None))
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
