@@ -385,6 +385,9 @@ class Rig:
     async def _claimed(self) -> bool:
         return any(g["claimed_by"] for g in await self.get("/gpus"))
 
+    async def _nothing_open(self) -> bool:
+        return not (await self.get("/ledger?table=transitions&result=open"))["rows"]
+
     async def check(self) -> None:
         """The ledger says what the devices say, nothing is half done, no process is doubled or left over."""
         await self.settled()
@@ -395,8 +398,7 @@ class Rig:
             return bool(check["matches"])
 
         await eventually(matches, within_s=5, what=lambda: f"the ledger like the devices: {check}")
-        rows = (await self.get("/ledger?table=transitions&limit=1000"))["rows"]
-        assert [r for r in rows if not r["result"]] == []
+        await eventually(self._nothing_open, within_s=5, what="an outcome of every transition")
         assert self.service is not None
         views = {e["name"]: e for e in await self.get("/engines")}
         live = {name for name, e in views.items() if e["state"] in ("awake", "asleep")}

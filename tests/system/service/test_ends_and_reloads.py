@@ -105,9 +105,9 @@ async def test_a_reload_adds_changes_and_removes_without_touching_the_rest(tmp_p
             await rig.events.wait("config.reloaded", since=mark)
 
         await rig.say("b")
-        undisturbed = await rig.say("a", "story", 800)
+        undisturbed = await rig.say("a", "story", 300)
         before = await rig.pids()
-        stream = await rig.chat("a", "story", 800).begun()
+        stream = await rig.chat("a", "story", 300).begun()
         rig.engines.append(engine("c", aliases=["see"]))
         rig.engines[1]["queue_max"] = 1
         await reload()
@@ -123,7 +123,7 @@ async def test_a_reload_adds_changes_and_removes_without_touching_the_rest(tmp_p
         await reload()
         await eventually(lambda: not rig.engine_processes("c"), what="the end of a removed engine")
         assert (await rig.chat("c").end()).status == 404
-        assert await rig.say("a", "story", 800) == undisturbed
+        assert await rig.say("a", "story", 300) == undisturbed
         assert await rig.pids() == before
         await rig.misbehave("a", slow_sleep_s=1.0, once=True)
         waiting = [rig.chat("b") for _ in range(3)]
