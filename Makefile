@@ -18,7 +18,7 @@ TEST_ARGS ?=
 NATIVE := CMakeLists.txt $(wildcard allocator/csrc/* allocator/sim/*.cpp allocator/sim/*.h)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: compiler demo test lint types layers docs docs-current check bench clean
+.PHONY: compiler demo test test-long lint types layers docs docs-current check bench clean
 .DEFAULT_GOAL := check
 
 demo: $(VENV)/.ready-to-run
@@ -26,6 +26,10 @@ demo: $(VENV)/.ready-to-run
 
 test: $(VENV)/.ready-to-test
 	$(BIN)/pytest -n $(JOBS) $(TEST_ARGS)
+
+# The property tests with many more examples: minutes, not part of the suite.
+test-long: $(VENV)/.ready-to-test
+	ROTATOR_EXAMPLES=5000 $(BIN)/pytest -n $(JOBS) --timeout 1800 tests/unit/core tests/system/allocator
 
 lint: $(VENV)/.ready-to-test
 	$(BIN)/ruff check .

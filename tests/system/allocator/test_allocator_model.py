@@ -20,7 +20,7 @@ FAULTS = st.one_of(
     st.builds("seed:{}/{}".format, st.integers(0, 1 << 30), st.sampled_from([30, 200])),
 )
 # 250 examples of 50 steps in the suite; a night's run sets more.
-EXAMPLES = int(os.environ.get("ROTATOR_MODEL_EXAMPLES", "250"))
+EXAMPLES = int(os.environ.get("ROTATOR_EXAMPLES", "250"))
 TAGS = st.sampled_from(api.TAGS)
 
 
@@ -154,6 +154,6 @@ class TestModel(Model.TestCase):  # type: ignore[misc,name-defined]
         max_examples=EXAMPLES,
         stateful_step_count=50,
         deadline=None,
-        derandomize="ROTATOR_MODEL_EXAMPLES" not in os.environ,
+        derandomize="ROTATOR_EXAMPLES" not in os.environ,
         suppress_health_check=list(HealthCheck),
     )

@@ -1,5 +1,6 @@
 """What holds for every plan of every fleet, whatever state it is in."""
 
+import os
 from dataclasses import replace
 
 from hypothesis import given, settings
@@ -22,7 +23,8 @@ from rotator.core.values import (
 )
 from tests.unit.core.fleets import snapshots, used
 
-many = settings(max_examples=400, deadline=None)
+# `make test-long` asks for more: the suite as a whole has to stay short.
+many = settings(max_examples=int(os.environ.get("ROTATOR_EXAMPLES", "150")), deadline=None)
 _AFTER = {
     Action.SLEEP: State.ASLEEP,
     Action.STOP: State.STOPPED,
