@@ -1,5 +1,6 @@
 """kill -9 of the service at every step of a swap: whoever comes next finds the engines, doubles none and leaks none."""
 
+import os
 from collections.abc import AsyncIterator
 
 import pytest
@@ -165,8 +166,6 @@ async def test_in_the_middle_of_looking_which_engines_run(rig: Rig) -> None:
 
 
 def open_files(pid: int) -> bytes:
-    import os
-
     found = []
     try:
         for name in os.listdir(f"/proc/{pid}/fd"):

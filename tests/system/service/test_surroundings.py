@@ -107,7 +107,7 @@ async def says(rig: Rig, words: str) -> bool:
     return any(words in reason for reason in (await rig.readiness())["reasons"])
 
 
-async def test_a_service_that_cannot_reach_its_engines_port_never_answers_for_them(tmp_path: Path) -> None:
+async def test_the_engines_own_endpoints_cannot_be_reached_through_the_service(tmp_path: Path) -> None:
     """The development endpoints that put engines to sleep are not for clients."""
     async with rig_up(tmp_path, [engine("a")]) as rig, aiohttp.ClientSession() as session:
         await rig.say("a")
