@@ -30,6 +30,7 @@ from rotator.service.world import World
 
 _log = logging.getLogger(__name__)
 _CALL_S = 10.0
+_LATE_WAKE_S = 2.0  # a wake that an earlier life asked for shows within this, or twice as long as its wakes take
 
 
 class Adopter:
@@ -93,8 +94,7 @@ class Adopter:
         """Wait until it answers (it may be starting, or in the middle of a sleep), then believe bytes over words."""
         control, url = self._world.control, engine.url
         await self._answering(engine, handle)
-        moving = any(t.intent.action in ("sleep", "wake") for t in unfinished)
-        asleep, readings = await self._word_and_bytes(engine, pids, moving)
+        asleep, readings = await self._word_and_bytes(engine, pids, {t.intent.action for t in unfinished})
         version = await control.version(url, deadline_s=_CALL_S)
         freezes = await control.can_freeze(url, deadline_s=_CALL_S)
         held = held_by(readings, pids)
@@ -105,18 +105,19 @@ class Adopter:
             await self._adopt_awake(engine, facts, readings)
 
     async def _word_and_bytes(
-        self, engine: EngineRuntime, pids: frozenset[int], moving: bool
+        self, engine: EngineRuntime, pids: frozenset[int], unfinished: set[str]
     ) -> tuple[bool, dict[GpuId, GpuReading]]:
-        """Whether it says it sleeps, and what its GPUs hold. In the middle of a sleep or wake its word comes before its
-        bytes: then both are asked again until they agree, within the bounds of a sleep and a wake."""
+        """Whether it says it sleeps, and what its GPUs hold. In the middle of a sleep its word comes before its bytes,
+        and a wake may show in neither yet: both are asked again, within the bounds of a sleep and a wake."""
         clock, config = asyncio.get_running_loop().time, engine.config
-        bound_s = config.sleep_deadline_s + config.wake_deadline_s if moving else 0.0
+        bound_s = config.sleep_deadline_s + config.wake_deadline_s if unfinished & {"sleep", "wake"} else 0.0
         give_up_at = clock() + bound_s
+        wakes_by = clock() + (max(_LATE_WAKE_S, 2 * (engine.costs.wake_s or 0.0)) if "wake" in unfinished else 0.0)
         while True:
             asleep = await self._world.control.is_sleeping(engine.url, deadline_s=max(_CALL_S, bound_s))
             readings = await self._readings(engine)
-            agree = not asleep or self._disagreement(engine, held_by(readings, pids)) is None
-            if agree or clock() >= give_up_at:
+            agree = self._disagreement(engine, held_by(readings, pids)) is None and clock() >= wakes_by
+            if not asleep or agree or clock() >= give_up_at:
                 return asleep, readings
             await asyncio.sleep(READY_POLL_S)
 

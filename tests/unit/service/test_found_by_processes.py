@@ -153,3 +153,23 @@ def test_an_engine_that_still_holds_its_bytes_after_the_time_of_a_sleep_has_lied
             assert "stop a" in box.log
 
     run(story())
+
+
+def test_an_engine_found_asleep_whose_wake_was_asked_for_is_seen_to_wake() -> None:
+    async def story() -> None:
+        box = make_box(2, **BIG)
+        async with make_service(box) as service:
+            await service.ask("a")
+            await service.ask("b")
+            ledger = service.ledger
+        a, b = box.engines["a"], box.engines["b"]
+        b.asleep = True
+        await ledger.open_transition(Intent("s-1", "a", "wake", State.ASLEEP, State.AWAKE, "somebody waits"))
+        async with make_service(box, ledger=ledger) as service:
+            await asyncio.sleep(1.0)
+            a.asleep = False
+            await service.until("a", State.AWAKE)
+            await service.ask("b")
+            assert service.state("a") is State.ASLEEP
+
+    run(story())
