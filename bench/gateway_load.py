@@ -202,16 +202,12 @@ async def streams(port: int, count: int, events: int, gap_ms: float) -> Streams:
         connection.send(data, ended, arrived)
 
     begun_s = time.perf_counter()
-    spread_s = gap_ms / 1e3 / count  # as clients come in life: not all in the same instant
+    spread_s = gap_ms / 1e3 / count  # over one gap, as evenly as timers of a millisecond allow
     for n, connection in enumerate(connections):
+        if (ahead_s := begun_s + n * spread_s - time.perf_counter()) >= 0.001:
+            await asyncio.sleep(ahead_s)
         one(connection)
-        if n % 10 == 9:
-            await _sleep_until(begun_s + n * spread_s)
     await finished
     result.seconds = time.perf_counter() - begun_s
     close(connections)
     return result
-
-
-async def _sleep_until(at_s: float) -> None:
-    await asyncio.sleep(max(0.0, at_s - time.perf_counter()))

@@ -5,8 +5,6 @@ import math
 from collections.abc import Iterable
 from urllib.parse import parse_qsl, urlencode
 
-from multidict import CIMultiDict
-
 from rotator.service.responses import ApiError, Header, Receive, Scope, Send, error_body, error_event, send_json
 from rotator.service.rewrite import Events
 from rotator.service.routes import Dialect, Route
@@ -23,6 +21,7 @@ _NOT_SENT = _HOP | {b"host", b"content-length", b"expect", b"authorization", b"p
 # uvicorn writes its own date and server.
 _NOT_RETURNED = _HOP | {b"date", b"server", b"content-length", b"proxy-authenticate"}
 _PREFIX = b"x-rotator-"
+_USUAL = frozenset((b"close", b"keep-alive"))  # what connection says when it names no header
 _NOTICES = "x-rotator-notices"
 
 
@@ -36,30 +35,32 @@ class Head:
     __slots__ = ("content_length", "content_type", "deadline_s", "forward", "notices", "query")
 
     def __init__(self, headers: Iterable[Header], query: bytes) -> None:
-        self.forward: CIMultiDict[str] = CIMultiDict()
+        self.forward: list[Header] = []
         self.content_type = ""
         self.content_length: int | None = None
         self.deadline_s: float | None = None
         self.notices: str | None = None
         self.query = query
-        named: list[str] = []
+        named: set[bytes] = set()
         for name, value in headers:
             if name in _NOT_SENT:
                 if name == b"content-length":
                     self.content_length = int(value)
                 elif name == b"connection":
-                    named += [word.strip() for word in value.decode("latin-1").split(",")]
+                    named |= {word.strip() for word in value.lower().split(b",")}
             elif name.startswith(_PREFIX):
                 self._ours(name, value.decode("latin-1"))
             else:
-                text = value.decode("latin-1")
-                self.forward.add(name.decode("latin-1"), text)
+                self.forward.append((name, value))
                 if name == b"content-type":
-                    self.content_type = text
-        for word in named:
-            self.forward.popall(word, None)
+                    self.content_type = value.decode("latin-1")
+        if not named <= _USUAL:
+            self.drop(*named)
         if _PREFIX in query:
             self._read_query(query)
+
+    def drop(self, *names: bytes) -> None:
+        self.forward = [header for header in self.forward if header[0] not in names]
 
     def _ours(self, name: bytes, value: str) -> None:
         if name == b"x-rotator-deadline-s":
@@ -162,15 +163,15 @@ class Exchange:
 
 
 def answer_headers(raw: Iterable[Header], *, length: int | None) -> list[Header]:
-    """An engine's headers for the client. ``length`` is that of the body we send, where it is known."""
+    """An engine's headers (lower-case names) for the client. ``length`` is that of the body we send, where known."""
     kept, named = [], b""
     for header in raw:
-        name = header[0].lower()
+        name = header[0]
         if name == b"connection":
             named = header[1].lower()
         if name not in _NOT_RETURNED and not name.startswith(_PREFIX):
-            kept.append((name, header[1]))
-    if named and named not in (b"close", b"keep-alive"):
+            kept.append(header)
+    if named and named not in _USUAL:
         words = {word.strip() for word in named.split(b",")}
         kept = [header for header in kept if header[0] not in words]
     if length is not None:

@@ -4,18 +4,16 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 
-from multidict import CIMultiDict
-
 from rotator.config import FallbackConfig
 from rotator.service.events import EventBus
 from rotator.service.exchange import Exchange
 from rotator.service.metrics import Metrics
+from rotator.service.pool import Unreachable
 from rotator.service.proxy import Proxy
 from rotator.service.responses import comment, refusal
 from rotator.service.rewrite import Request, body_for
 from rotator.service.routes import Directory, Target
 from rotator.service.traffic import EngineUnavailable, QueueFull, Ticket, Traffic, WaitExpired
-from rotator.service.upstream import Unreachable
 
 Refused = QueueFull | WaitExpired | EngineUnavailable
 
@@ -78,10 +76,8 @@ class Fallback:
         return await self._traffic.enter(target.engine, model, deadline_s=left_s, request_id=x.id)
 
     async def _outside(self, x: Exchange, request: Request, config: FallbackConfig) -> None:
-        headers: CIMultiDict[str] = CIMultiDict()
-        for field in ("Content-Type", "Accept"):
-            if field in x.head.forward:
-                headers[field] = x.head.forward[field]
+        passed = {b"content-type", b"accept"}  # nothing that the client meant for us alone
+        headers = {name.decode(): value.decode("latin-1") for name, value in x.head.forward if name in passed}
         if config.api_key_env is not None:
             if (key := self._environ.get(config.api_key_env)) is None:
                 raise Unreachable(f"environment variable {config.api_key_env} is not set: it must hold the key")

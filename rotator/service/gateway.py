@@ -56,7 +56,9 @@ class Gateway:
         self._directory = directory
         self._authorize = authorize
         self._guard = guard
-        self._upstream = Upstream(session or (lambda: open_session(self._config.upstream_connect_s)))
+        self._upstream = Upstream(
+            session or (lambda: open_session(self._config.upstream_connect_s)), config.upstream_connect_s
+        )
         self._stored = Stored(traffic, directory, self._upstream)
         self._proxy = Proxy(self._upstream, bus, config.keepalive_s, self._stored.learn)
         self._notices = Notices(traffic, directory)
@@ -67,10 +69,11 @@ class Gateway:
         self.reconfigure(config)
 
     def reconfigure(self, config: GatewayConfig) -> None:
-        """Take new numbers for requests to come. (A new connect deadline holds from the next start on.)"""
+        """Take new numbers for requests to come."""
         self._config = config
         self._body_bytes_max = int(config.body_max_mib * _MIB)
         self._proxy.keepalive_s = config.keepalive_s
+        self._upstream.pool.connect_s = config.upstream_connect_s
 
     @staticmethod
     def handles(path: str, method: str = "GET") -> bool:

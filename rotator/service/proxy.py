@@ -3,18 +3,16 @@
 import asyncio
 from collections.abc import Callable
 
-import aiohttp
-from multidict import CIMultiDict
-from yarl import URL
-
+from rotator.service.channel import EngineAnswer, Lost
 from rotator.service.events import EventBus
 from rotator.service.exchange import Exchange
+from rotator.service.pool import Unreachable
 from rotator.service.relay import Relay
 from rotator.service.responses import server_error
 from rotator.service.rewrite import Request, body_for
 from rotator.service.routes import Dialect, Target
 from rotator.service.traffic import EngineUnavailable, Ticket
-from rotator.service.upstream import Lost, Unreachable, Upstream
+from rotator.service.upstream import Upstream
 from rotator.service.watch import FreeFlow
 
 ALARM_EVERY_S = 1.0  # many requests meet a dead engine at once: the loop is told as often as this
@@ -36,22 +34,20 @@ class Proxy:
         """Carry an inference. Raises EngineUnavailable where nothing was sent, ApiError where it broke later."""
         if not x.id:
             x.id = ticket.id
-        headers = x.head.forward
         renames = target.requested != target.served_model
         if renames or request.stream:
-            headers.popall("Accept-Encoding", None)  # what we read or add to must not be compressed
+            x.head.drop(b"accept-encoding")  # what we read or add to must not be compressed
         body = body_for(request, target.served_model, target)
-        url = self._upstream.url(target.url, x.route.path, x.head.query)
-        await self.carry(x, "POST", url, body, target, ticket)
+        await self.carry(x, body, target, ticket)
 
-    async def carry(self, x: Exchange, method: str, url: URL, body: bytes, target: Target, ticket: Ticket) -> None:
+    async def carry(self, x: Exchange, body: bytes, target: Target, ticket: Ticket) -> None:
         """Send one request with the ticket, which has left when this returns. Raises as ``serve``."""
         x.watch.listen_soon()
         ticket.on_cut(x.watch.cut)
-        outcome, response = "failed", None
+        outcome, answer, head = "failed", None, x.head
         try:
-            response = await self._upstream.open(method, url, x.head.forward, body)
-            outcome = await self._relay(x, response, target, ticket).run()
+            answer = await self._upstream.open(x.method, target.url, x.route.path, head.query, head.forward, body)
+            outcome = await self._relay(x, answer, target, ticket).run()
         except Unreachable as e:
             self._alarm(target, str(e))
             raise EngineUnavailable(f"'{target.engine}' cannot be reached: {e}", ALARM_EVERY_S) from None
@@ -59,31 +55,31 @@ class Proxy:
             self._alarm(target, str(e))
             raise server_error(502, f"'{target.engine}' failed: {e}", "engine_failed") from None
         finally:
-            if response is not None and response.connection is not None:  # else it was read to its end
-                response.close()
+            if answer is not None:
+                answer.close()
             ticket.leave("aborted" if ticket.cut else "client_left" if x.watch.left else outcome)
 
-    async def outside(self, x: Exchange, url: str, body: bytes, headers: CIMultiDict[str], name: str | None) -> None:
+    async def outside(self, x: Exchange, url: str, body: bytes, headers: dict[str, str], name: str | None) -> None:
         """Carry a request to an endpoint that is none of ours. Raises Unreachable, and ApiError where it broke."""
         x.watch.listen_soon()
-        response = None
+        answer = None
         try:
-            response = await self._upstream.open("POST", self._upstream.url(url, x.route.path), headers, body)
+            answer = await self._upstream.open_outside(url + x.route.path, headers, body)
             tags = x.tags(x.fallback or "", None)
-            await Relay(x, response, FreeFlow(), tags, name=name, keepalive_s=self.keepalive_s).run()
+            await Relay(x, answer, FreeFlow(), tags, name=name, keepalive_s=self.keepalive_s).run()
         except Lost as e:
             raise server_error(502, f"the fallback {x.fallback} failed: {e}", "fallback_failed") from None
         finally:
-            if response is not None and response.connection is not None:  # else it was read to its end
-                response.close()
+            if answer is not None:
+                answer.close()
 
-    def _relay(self, x: Exchange, response: aiohttp.ClientResponse, target: Target, ticket: Ticket) -> Relay:
+    def _relay(self, x: Exchange, answer: EngineAnswer, target: Target, ticket: Ticket) -> Relay:
         learn = None
         if x.dialect is Dialect.RESPONSES and x.method == "POST":
             learn = lambda ident: self._learn(ident, target)  # noqa: E731 # a closure, only on this route
         name = target.requested if target.requested != target.served_model else None
         tags = x.tags(target.engine, ticket)
-        return Relay(x, response, ticket, tags, name=name, keepalive_s=self.keepalive_s, learn=learn)
+        return Relay(x, answer, ticket, tags, name=name, keepalive_s=self.keepalive_s, learn=learn)
 
     def _alarm(self, target: Target, reason: str) -> None:
         now_s = asyncio.get_running_loop().time()

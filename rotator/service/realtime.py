@@ -9,6 +9,8 @@ from urllib.parse import parse_qsl, urlencode
 
 import aiohttp
 import orjson
+from multidict import CIMultiDict
+from yarl import URL
 
 from rotator.service.events import EventBus
 from rotator.service.exchange import Head
@@ -24,7 +26,9 @@ FIRST_WORDS_MAX = 16
 MESSAGE_BYTES_MAX = 16 << 20
 _PATH = "/v1/realtime"
 _TIMEOUT = aiohttp.ClientWSTimeout(ws_close=1.0)
-_SOCKET = ("sec-websocket-key", "sec-websocket-version", "sec-websocket-extensions", "sec-websocket-protocol", "origin")
+_SOCKET = frozenset(
+    (b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions", b"sec-websocket-protocol", b"origin")
+)
 _CLIENT_DONE = (1000, 1001, 1005)
 
 
@@ -148,13 +152,16 @@ class _Session:
         raise _no_model()
 
     async def _connect(self, target: Target, ticket: Ticket) -> None:
-        headers = self._head.forward.copy()
-        for name in _SOCKET:
-            headers.popall(name, None)
-        url = self._parent._upstream.url(target.url, _PATH, _query(self._head.query, target))
+        forward = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in self._head.forward if n not in _SOCKET]
+        query = _query(self._head.query, target).decode("latin-1")
+        url = URL(f"{target.url}{_PATH}?{query}" if query else target.url + _PATH, encoded=True)
         try:
             connecting = self._parent._upstream.session.ws_connect(
-                url, headers=headers, protocols=self._protocols, timeout=_TIMEOUT, max_msg_size=MESSAGE_BYTES_MAX
+                url,
+                headers=CIMultiDict(forward),
+                protocols=self._protocols,
+                timeout=_TIMEOUT,
+                max_msg_size=MESSAGE_BYTES_MAX,
             )
             async with connecting as socket:
                 await self._pump(socket, target, ticket)

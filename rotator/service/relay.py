@@ -7,30 +7,27 @@ begun loses its connection.
 import re
 from collections.abc import Callable
 
-import aiohttp
-
+from rotator.service.channel import Answer
 from rotator.service.exchange import Exchange, answer_headers
 from rotator.service.responses import Header, comment, foreign_error_event
 from rotator.service.rewrite import Events, rename_json
-from rotator.service.upstream import Lost
 from rotator.service.watch import Flow, Stall
 
 WHOLE_BYTES_MAX = 1 << 20  # answers up to this are read whole before they are begun, so that a death is a clean error
 RENAME_BYTES_MAX = 64 << 20  # larger JSON answers keep the engine's own name for the model
 ERROR_BYTES_MAX = 64 << 10
 _ID = re.compile(rb'"id"\s*:\s*"([A-Za-z0-9_-]{1,256})"')
-_BROKEN = (aiohttp.ClientError, OSError)
 
 
 class Relay:
     """``name`` replaces the model's name in the answer; None leaves every byte. ``learn`` hears the answer's id."""
 
-    __slots__ = ("_flow", "_keepalive_s", "_learn", "_name", "_response", "_tags", "_x")
+    __slots__ = ("_answer", "_flow", "_keepalive_s", "_learn", "_name", "_tags", "_x")
 
     def __init__(
         self,
         x: Exchange,
-        response: aiohttp.ClientResponse,
+        answer: Answer,
         flow: Flow,
         tags: list[Header],
         *,
@@ -39,7 +36,7 @@ class Relay:
         learn: Callable[[str], None] | None = None,
     ) -> None:
         self._x = x
-        self._response = response
+        self._answer = answer
         self._flow = flow
         self._tags = tags
         self._name = name
@@ -48,47 +45,43 @@ class Relay:
 
     async def run(self) -> str:
         """Pass the answer on to its end; returns the request's outcome. Raises Lost and Cut."""
-        response = self._response
-        kind = response.headers.get("Content-Type", "")
-        streams = kind.startswith("text/event-stream") and "Content-Encoding" not in response.headers
-        try:
-            if self._x.started:
-                return await self._append(streams)
-            if streams:
-                await self._start()
-                await self._pump_events(Events(self._name))
-                await self._x.end()
-            else:
-                await self._pass_body(kind)
-        except _BROKEN as e:
-            raise Lost(f"it died in the middle of its answer ({type(e).__name__})") from e
-        return "failed" if response.status >= 500 else "ok"
+        answer = self._answer
+        streams = answer.kind.startswith("text/event-stream") and not answer.encoded
+        if self._x.started:
+            return await self._append(streams)
+        if streams:
+            await self._start()
+            await self._pump_events(Events(self._name))
+            await self._x.end()
+        else:
+            await self._pass_body()
+        return "failed" if answer.status >= 500 else "ok"
 
     async def _start(self, length: int | None = None) -> None:
         if not self._flow.flowing:
             await self._flow.wait_flow()
-        headers = answer_headers(self._response.raw_headers, length=length)
-        await self._x.start(self._response.status, headers + self._tags)
+        headers = answer_headers(self._answer.headers, length=length)
+        await self._x.start(self._answer.status, headers + self._tags)
 
     async def _append(self, streams: bool) -> str:
         """The answer to a client that was already sent notices: events, or an error as the last event."""
-        x, response = self._x, self._response
-        if response.status == 200 and streams:
+        x, answer = self._x, self._answer
+        if answer.status == 200 and streams:
             x.clean = False
             await self._pump_events(Events(self._name))
             await x.end()
             return "ok"
-        said = await response.content.read(ERROR_BYTES_MAX)
+        said = b""
+        while len(said) < ERROR_BYTES_MAX and (chunk := await answer.readany()):
+            said += chunk
         if not self._flow.flowing:
             await self._flow.wait_flow()
-        await x.end(foreign_error_event(response.status, said, x.dialect))
-        return "failed" if response.status >= 500 else "ok"
+        await x.end(foreign_error_event(answer.status, said, x.dialect))
+        return "failed" if answer.status >= 500 else "ok"
 
-    async def _pass_body(self, kind: str) -> None:
-        response = self._response
-        renames = self._name is not None and kind.startswith("application/json")
-        renames = renames and "Content-Encoding" not in response.headers
-        length = response.content_length
+    async def _pass_body(self) -> None:
+        answer, length = self._answer, self._answer.length
+        renames = self._name is not None and answer.kind.startswith("application/json") and not answer.encoded
         if (length is not None and length <= WHOLE_BYTES_MAX) or (renames and (length or 0) <= RENAME_BYTES_MAX):
             body = await self._read_whole()
             if body is not None:
@@ -103,10 +96,10 @@ class Relay:
 
     async def _read_whole(self) -> bytes | None:
         """The body; or None when it grew over all bounds and was passed on as it came instead."""
-        if self._response.content_length is not None:
-            return await self._response.read()
+        if self._answer.length is not None:
+            return await self._answer.read()
         parts, size = [], 0
-        while chunk := await self._response.content.readany():
+        while chunk := await self._answer.readany():
             parts.append(chunk)
             size += len(chunk)
             if size > RENAME_BYTES_MAX:
@@ -117,7 +110,7 @@ class Relay:
         return b"".join(parts)
 
     async def _pump(self) -> None:
-        x, flow, read = self._x, self._flow, self._response.content.readany
+        x, flow, read = self._x, self._flow, self._answer.readany
         while chunk := await read():
             if not flow.flowing:
                 await flow.wait_flow()
@@ -130,7 +123,7 @@ class Relay:
 
     async def _pump_events(self, events: Events) -> None:
         """Whole events go down as they come. While the stream stands still, comments keep its connection alive."""
-        x, flow, read = self._x, self._flow, self._response.content.readany
+        x, flow, read = self._x, self._flow, self._answer.readany
         x.events = events
         with Stall(flow, self._keepalive_s) as stall:
             while (chunk := await stall.wait(read)) != b"":

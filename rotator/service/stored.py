@@ -3,14 +3,14 @@
 import asyncio
 from collections import OrderedDict
 
-from multidict import CIMultiDict
-
+from rotator.service.channel import Lost
 from rotator.service.exchange import Exchange
+from rotator.service.pool import Unreachable
 from rotator.service.proxy import Proxy
 from rotator.service.responses import ApiError, server_error
 from rotator.service.routes import Directory, Target
 from rotator.service.traffic import Traffic
-from rotator.service.upstream import Lost, Unreachable, Upstream
+from rotator.service.upstream import Upstream
 
 KNOWN_MAX = 65536
 ASK_S = 5.0  # an engine that hangs does not keep the others' answers from their clients
@@ -37,9 +37,8 @@ class Stored:
         target = self._remembered(ident) or await self._search(ident)
         ticket = self._traffic.visit(target.engine)
         x.id = ticket.id
-        x.head.forward.popall("Accept-Encoding", None)
-        url = self._upstream.url(target.url, x.route.path, x.head.query)
-        await proxy.carry(x, x.method, url, body, target, ticket)
+        x.head.drop(b"accept-encoding")
+        await proxy.carry(x, body, target, ticket)
 
     def _remembered(self, ident: str) -> Target | None:
         known = self._known.get(ident)
@@ -66,14 +65,13 @@ class Stored:
 
     async def _has(self, target: Target, ident: str) -> bool | None:
         """None where it does not answer."""
-        url = self._upstream.url(target.url, f"/v1/responses/{ident}", b"stream=false")
         try:
             async with asyncio.timeout(ASK_S):
-                response = await self._upstream.open("GET", url, CIMultiDict(), b"")
+                answer = await self._upstream.open("GET", target.url, f"/v1/responses/{ident}", b"", [], b"")
         except (TimeoutError, Unreachable, Lost):
             return None
-        response.close()
-        return response.status == 200
+        answer.close()
+        return answer.status == 200
 
 
 def _as(target: Target, requested: str) -> Target:

@@ -1,50 +1,37 @@
-"""The way to engines: one pool of connections, and a request that is sent once or not at all."""
+"""The way to engines, and to endpoints outside: a request is sent once or not at all."""
 
 from collections.abc import Callable
 
 import aiohttp
-from aiohttp.client_middlewares import ClientHandlerType
-from multidict import CIMultiDict
-from yarl import URL
 
-from rotator.ports import RotatorError
+from rotator.service.channel import EngineAnswer, Header, Lost
+from rotator.service.pool import KEEPALIVE_S, Pool, Unreachable
 
-# Shorter than vLLM's own 5 s, so that we, not it, close an idle connection: no request meets a closing one.
-KEEPALIVE_S = 3.0
-READ_BUFFER_BYTES = 64 << 10  # an engine that is ahead of its client is stopped at twice this
-URLS_MAX = 1024
 _SKIP = frozenset(("Accept", "Accept-Encoding", "User-Agent", "Content-Type"))  # the client's own, or none
-
-
-class Unreachable(RotatorError):
-    """No connection: not one byte of the request was sent."""
-
-
-class Lost(RotatorError):
-    """The connection broke after the request may have reached the engine: it must not be sent again."""
+_BROKEN = (aiohttp.ClientError, OSError)  # TimeoutError is an OSError
 
 
 def open_session(connect_s: float) -> aiohttp.ClientSession:
-    """A session that passes bodies on as they are, without bound on time or number."""
+    """A session for sockets and outside endpoints, that passes bodies on as they are, without bound on time."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_s),
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
         skip_auto_headers=_SKIP,
-        read_bufsize=READ_BUFFER_BYTES,
         max_line_size=65536,
         max_field_size=65536,
     )
 
 
 class Upstream:
-    """``factory`` makes the session when it is first needed: it must be made inside the event loop."""
+    """Requests go over our own connections to engines. ``factory`` makes the session for all else when it is first
+    needed: it must be made inside the event loop."""
 
-    def __init__(self, factory: Callable[[], aiohttp.ClientSession]) -> None:
+    def __init__(self, factory: Callable[[], aiohttp.ClientSession], connect_s: float) -> None:
+        self.pool = Pool(connect_s)
         self._factory = factory
         self._session: aiohttp.ClientSession | None = None
-        self._urls: dict[tuple[str, str], URL] = {}
 
     @property
     def session(self) -> aiohttp.ClientSession:
@@ -52,38 +39,52 @@ class Upstream:
             self._session = self._factory()
         return self._session
 
-    def url(self, base: str, path: str, query: bytes = b"") -> URL:
-        if query:
-            return URL(f"{base}{path}?{query.decode('latin-1')}", encoded=True)
-        if (url := self._urls.get((base, path))) is None:
-            if len(self._urls) >= URLS_MAX:
-                self._urls.clear()
-            url = self._urls[base, path] = URL(base + path, encoded=True)
-        return url
+    async def open(
+        self, method: str, base: str, path: str, query: bytes, headers: list[Header], body: bytes
+    ) -> EngineAnswer:
+        """Ask an engine; returns its answer's head. Raises Unreachable and Lost. Cancelling closes at once."""
+        target = path.encode() + b"?" + query if query else path.encode()
+        return await self.pool.ask(method.encode(), base, target, headers, body)
 
-    async def open(self, method: str, url: URL, headers: CIMultiDict[str], body: bytes) -> aiohttp.ClientResponse:
-        """Send the request and return its answer's head. Raises Unreachable and Lost. Cancelling closes at once."""
+    async def open_outside(self, url: str, headers: dict[str, str], body: bytes) -> "OutsideAnswer":
+        """Post to an endpoint that is no engine of ours. Raises Unreachable and Lost."""
         try:
-            if method == "POST":
-                return await self.session.request(method, url, data=body, headers=headers, allow_redirects=False)
-            # aiohttp sends these again by itself when a kept connection breaks
-            once = (_once,)
-            return await self.session.request(method, url, headers=headers, allow_redirects=False, middlewares=once)
+            response = await self.session.post(url, data=body, headers=headers, allow_redirects=False)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as e:
             raise Unreachable(f"no connection to it: {e}") from e
-        except (TimeoutError, aiohttp.ClientError, OSError) as e:
+        except _BROKEN as e:
             raise Lost(f"it closed the connection without an answer ({type(e).__name__})") from e
+        return OutsideAnswer(response)
 
     async def close(self) -> None:
+        self.pool.close()
         if self._session is not None:
             await self._session.close()
             self._session = None
 
 
-async def _once(request: aiohttp.ClientRequest, handler: ClientHandlerType) -> aiohttp.ClientResponse:
-    try:
-        return await handler(request)
-    except aiohttp.ClientConnectorError:
-        raise
-    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as e:
-        raise aiohttp.ClientError(str(e)) from e
+class OutsideAnswer:
+    """An aiohttp response as a channel's ``Answer``."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self.status = response.status
+        self.headers: list[Header] = [(name.lower(), value) for name, value in response.raw_headers]
+        self.kind = response.headers.get("Content-Type", "").lower()
+        self.encoded = "Content-Encoding" in response.headers
+        self.length = response.content_length
+
+    async def readany(self) -> bytes:
+        try:
+            return await self._response.content.readany()
+        except _BROKEN as e:
+            raise Lost(f"it broke off in the middle of its answer ({type(e).__name__})") from e
+
+    async def read(self) -> bytes:
+        parts = []
+        while chunk := await self.readany():
+            parts.append(chunk)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        self._response.close()
