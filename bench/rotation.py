@@ -281,8 +281,10 @@ def _frozen_streams(fleet: Fleet, client: Any, args: argparse.Namespace, result:
         f"{result.streams_whole} whole, {result.streams_same} equal",
         flush=True,
     )
-    for stream, want in zip(frozen, golden, strict=True):
-        if stream.tokens != want.tokens:
+    for stream, want, calm in zip(frozen, golden, again, strict=True):
+        if len(stream.tokens) != args.long_tokens:
+            result.problems.append(f"a stream ended after {len(stream.tokens)} tokens: {stream.error}")
+        elif calm.tokens == want.tokens and stream.tokens != want.tokens:
             pairs = zip(stream.tokens, want.tokens, strict=False)
             at = next((i for i, (a, b) in enumerate(pairs) if a != b), -1)
             result.problems.append(
