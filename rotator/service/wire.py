@@ -1,7 +1,7 @@
-"""uvicorn's connection, with what one turn of the event loop writes sent as one piece.
+"""uvicorn's connection, with an answer's head and the body that follows it at once sent as one piece.
 
-uvicorn writes an answer's head and its body apart, and the event loop sends each write at once: two system calls, and
-two wake-ups of the client, for every small answer. Held together until the turn's end they are one.
+uvicorn writes them apart, and the event loop sends each write at once: two system calls, and two wake-ups of the
+client, for every small answer. What comes later, a stream's events, is written as it comes.
 """
 
 import asyncio
@@ -11,38 +11,40 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 
 class Corked:
-    """A transport that sends at the end of the turn. Whatever it is not told to do itself the real one does."""
+    """A transport that keeps an answer's head for what follows it in the same turn; else it is sent at the turn's end.
+    Whatever this is not told to do itself the real transport does."""
 
-    __slots__ = ("_loop", "_pieces", "real")
+    __slots__ = ("_head", "_loop", "real")
 
     def __init__(self, real: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self.real = real
         self._loop = loop
-        self._pieces: list[bytes] = []
+        self._head = b""
 
     def write(self, data: bytes) -> None:
-        if not self._pieces:
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif data.startswith(b"HTTP/1.1 "):
+            self._head = data
             self._loop.call_soon(self._flush)
-        self._pieces.append(data)
+            return
+        self.real.write(data)
 
     def close(self) -> None:
         self._flush()
         self.real.close()
 
     def abort(self) -> None:
-        self._pieces.clear()
+        self._head = b""
         self.real.abort()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
 
     def _flush(self) -> None:
-        if not self._pieces:
-            return
-        data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        self._pieces.clear()
-        if not self.real.is_closing():  # a client that left meanwhile needs no answer
-            self.real.write(data)
+        head, self._head = self._head, b""
+        if head and not self.real.is_closing():  # a client that left meanwhile needs no answer
+            self.real.write(head)
 
 
 class CorkedProtocol(HttpToolsProtocol):

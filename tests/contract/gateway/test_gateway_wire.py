@@ -35,34 +35,44 @@ def corked() -> tuple[Transport, Corked]:
     return real, Corked(real, asyncio.get_running_loop())  # type: ignore[arg-type] # the part of a transport in use
 
 
-async def test_what_one_turn_writes_is_sent_as_one_piece() -> None:
+HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
+
+
+async def test_an_answers_head_goes_with_the_body_that_follows_in_the_same_turn() -> None:
     real, transport = corked()
-    transport.write(b"head")
-    transport.write(b"body")
+    transport.write(HEAD)
     assert real.done == []
+    transport.write(b"body")
+    assert real.done == [HEAD + b"body"]
     await asyncio.sleep(0)
-    assert real.done == [b"headbody"]
-    transport.write(b"more")
+    assert real.done == [HEAD + b"body"]
+
+
+async def test_a_head_that_nothing_follows_is_sent_at_the_turns_end_and_events_at_once() -> None:
+    real, transport = corked()
+    transport.write(HEAD)
     await asyncio.sleep(0)
-    assert real.done == [b"headbody", b"more"]
+    assert real.done == [HEAD]
+    transport.write(b"event")
+    assert real.done == [HEAD, b"event"]
 
 
 async def test_closing_sends_what_was_written_first() -> None:
     real, transport = corked()
-    transport.write(b"last words")
+    transport.write(HEAD)
     transport.close()
     await asyncio.sleep(0)
-    assert real.done == [b"last words", "close"]
+    assert real.done == [HEAD, "close"]
 
 
 async def test_aborting_and_a_client_that_left_send_nothing() -> None:
     real, transport = corked()
-    transport.write(b"x")
+    transport.write(HEAD)
     transport.abort()
     await asyncio.sleep(0)
     assert real.done == ["abort"]
     real.closing = True
-    transport.write(b"y")
+    transport.write(HEAD)
     await asyncio.sleep(0)
     assert real.done == ["abort"]
 
