@@ -51,7 +51,10 @@ _PUT_AWAY_S = 120.0
 def serve(config_path: Path) -> int:
     """Run the service until SIGTERM or SIGINT. Returns the exit code: 0 after an orderly end, 1 if it could not run."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("apscheduler").setLevel(logging.WARNING)
+    for library in ("apscheduler", "alembic"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    # An answer that broke off is left without an end on purpose, so that it never looks whole.
+    logging.getLogger("uvicorn.error").addFilter(lambda r: "without completing response" not in r.getMessage())
     try:
         config = load(config_path)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
