@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -48,10 +48,11 @@ def word(state: str) -> Text:
     return Text(state, style=_STYLES.get(state, "yellow"))
 
 
-def engines(views: Iterable[Mapping[str, Any]]) -> Table:
-    return table(
+def engines(views: Sequence[Mapping[str, Any]]) -> Group:
+    """The figures as a table, the reasons below it: beside it they would leave no room for each other."""
+    made = table(
         "engines",
-        ("engine", "state", "GPUs", "held GiB", "awake GiB", "waiting #", "in flight #", "ETA s", "canary", "why"),
+        ("engine", "state", "GPUs", "held GiB", "of GiB", "wait#", "flying#", "ETA s", "canary"),
         (
             (
                 e["name"] + (" (pinned)" if e["pinned"] else ""),
@@ -63,32 +64,36 @@ def engines(views: Iterable[Mapping[str, Any]]) -> Table:
                 f"{e['in_flight']} ({e['frozen']} frozen)" if e["frozen"] else e["in_flight"],
                 seconds(e["eta_s"]),
                 e["canary"],
-                e["reason"],
             )
             for e in views
         ),
     )
+    return Group(made, *(Text(f"  {e['name']}: {e['reason']}", style="dim") for e in views))
 
 
-def gpus(views: Iterable[Mapping[str, Any]]) -> Table:
-    return table(
+def gpus(views: Sequence[Mapping[str, Any]]) -> Group:
+    made = table(
         "GPUs",
-        ("GPU#", "name", "health", "used GiB", "of GiB", "ledger GiB", "foreign GiB", "who holds it", "moving"),
+        ("GPU#", "health", "used GiB", "of GiB", "ledger GiB", "foreign GiB", "moving"),
         (
             (
                 g["index"],
-                g["name"],
                 word(g["health"]),
                 gib(g["used_bytes"]),
                 gib(g["total_bytes"]),
                 gib(g["ledger_bytes"]),
                 gib(g["foreign_bytes"]),
-                ", ".join(f"{name} {gib(size)}" for name, size in g["by_engine"].items() if size),
                 g["claimed_by"] or g["reason"],
             )
             for g in views
         ),
     )
+    return Group(made, *(Text(f"  GPU {g['index']}, {g['name']}: {_holders(g)}", style="dim") for g in views))
+
+
+def _holders(gpu: Mapping[str, Any]) -> str:
+    held = ", ".join(f"{name} {gib(size)} GiB" for name, size in gpu["by_engine"].items() if size)
+    return held or "held by no engine"
 
 
 def queue(entries: Iterable[Mapping[str, Any]]) -> Table:
