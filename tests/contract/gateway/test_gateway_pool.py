@@ -116,4 +116,4 @@ async def test_plain_http_where_tls_is_spoken_is_an_error_not_a_hang() -> None:
     server = Server()
     base = await server.start()
     with pytest.raises((Unreachable, Lost)):
-        await ask(Pool(2), base.replace("http:", "https:"))
+        await ask(Pool(0.2), base.replace("http:", "https:"))

@@ -1,5 +1,6 @@
 """What the gateway takes, what it refuses, and in which words."""
 
+import asyncio
 import json
 
 import pytest
@@ -184,6 +185,21 @@ async def test_a_body_over_the_limit_is_413_whether_its_length_was_said_or_not(c
         assert b" 413 " in said.split(b"\r\n", 1)[0]
         assert b'"body_too_large"' in said
         assert rig.engines["a"].seen == []
+
+
+async def test_a_body_that_is_announced_too_large_is_refused_before_it_is_sent() -> None:
+    async with rig_up(config=GatewayConfig(body_max_mib=0.01)) as rig, raw_client(rig) as client:
+        client.writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n")
+        assert await client.status() == 413
+
+
+async def test_a_body_that_grows_over_the_limit_piece_by_piece_is_refused_before_its_end() -> None:
+    async with rig_up(config=GatewayConfig(body_max_mib=0.01)) as rig, raw_client(rig) as client:
+        client.writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(4):
+            client.writer.write(b"1000\r\n" + b"y" * 4096 + b"\r\n")
+            await asyncio.sleep(0.02)
+        assert await client.status() == 413
 
 
 async def test_a_large_body_under_the_limit_arrives_whole() -> None:

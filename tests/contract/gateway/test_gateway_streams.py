@@ -8,6 +8,7 @@ import pytest
 from aiohttp import web
 
 from rotator.config import GatewayConfig
+from rotator.service import rewrite
 from tests.contract.gateway.rig import RawClient, Rig, Script, chat, raw_client, rig_up, until
 
 BRISK = GatewayConfig(keepalive_s=0.02)
@@ -99,6 +100,45 @@ async def test_a_plain_answer_that_is_held_waits_silently_and_then_arrives_whole
         rig.traffic.release_hold("a")
         response, body = await asking
         assert (response.status, json.loads(body)) == (200, {"x": 1})
+
+
+async def test_a_large_body_under_way_is_held_back_too() -> None:
+    go_on = asyncio.Event()
+
+    async def sound(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "audio/wav"})
+        await response.prepare(request)
+        await response.write(b"first")
+        await go_on.wait()
+        await response.write(b"second")
+        await response.write_eof()
+        return response
+
+    async with rig_up(config=BRISK) as rig, raw_client(rig) as client:
+        rig.engines["a"].answer = sound
+        await client.request("POST", "/v1/audio/speech", b'{"model":"a"}')
+        await client.until(b"first\r\n")
+        rig.traffic.hold("a")
+        go_on.set()
+        await until(lambda: rig.engines["a"].open == 0)
+        await asyncio.sleep(0.05)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.reader.read(1), 0.05)
+        rig.traffic.release_hold("a")
+        assert await client.until(b"0\r\n\r\n") == b"6\r\nsecond\r\n0\r\n\r\n"
+
+
+async def test_an_event_too_large_to_wait_for_its_end_gets_no_comment_into_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewrite, "EVENT_BYTES_MAX", 10)
+    async with rig_up(config=BRISK) as rig, raw_client(rig) as client:
+        script = await begin(rig, client)
+        script.say(b"data: a part of an event")
+        await client.until(b"of an event\r\n")
+        rig.traffic.hold("a")
+        await asyncio.sleep(0.1)
+        rig.traffic.release_hold("a")
+        script.say(b" and its end\n\n")
+        assert await client.until(b"\n\n\r\n") == b"e\r\n and its end\n\n\r\n"
 
 
 async def test_a_client_of_a_frozen_stream_that_leaves_is_forgotten_at_once() -> None:
