@@ -340,14 +340,13 @@ class Traffic:
     def entries(self) -> tuple[QueueEntry, ...]:
         """Everyone who waits, in order of arrival."""
         now = self._now_s()
-        rows = [
-            (
-                w.since_s,
-                QueueEntry(w.id, w.model, gate.engine, now - w.since_s, w.deadline_at_s - now, self._eta(gate.engine)),
-            )
-            for gate in self._gates.values()
-            for w in gate.waiters
-        ]
+        rows = []
+        for gate in self._gates.values():
+            eta_s = self._eta(gate.engine) if gate.waiters else None  # one estimate serves its whole line
+            rows += [
+                (w.since_s, QueueEntry(w.id, w.model, gate.engine, now - w.since_s, w.deadline_at_s - now, eta_s))
+                for w in gate.waiters
+            ]
         return tuple(entry for _, entry in sorted(rows, key=lambda row: row[0]))
 
     def shut(self) -> None:
