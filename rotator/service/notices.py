@@ -38,7 +38,7 @@ class Notices:
         try:
             await self._tell(x, target, entering)
             return await entering
-        except asyncio.CancelledError:
+        except BaseException:
             if entering.done() and not entering.cancelled() and entering.exception() is None:
                 entering.result().leave("client_left")
             raise
