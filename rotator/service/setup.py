@@ -114,6 +114,12 @@ class Setup:
             for gpu in engine.gpus
             if self._loop.fleet.gpu_id(gpu) is None
         ]
+        problems += [
+            f"engine '{engine.name}'.launcher: '{engine.launcher}' is not available in this release: start the engine "
+            "yourself and use launcher 'attach' with its url"
+            for engine in config.engines
+            if engine.launcher not in self._loop.world.launchers
+        ]
         if problems:
             raise ConfigError(problems)
 

@@ -4,9 +4,11 @@ import asyncio
 
 import pytest
 
+from rotator.config import ConfigError
 from rotator.core.values import Command, CommandKind, State
 from rotator.ports import RotatorError
 from rotator.service.operations import CommandFailed, CommandRefused
+from rotator.service.setup import Setup
 from rotator.service.traffic import EngineUnavailable
 from rotator.sim.clock import run
 from tests.fakes import GIB, FakeLedger, Service, make_box, make_config, make_service
@@ -382,6 +384,18 @@ def test_without_bytes_by_process_the_difference_decides() -> None:
             await asyncio.sleep(2)
             check = await service.operator.check_ledger()
             assert check.matches, check.differences
+
+    run(story())
+
+
+def test_a_launcher_that_this_release_lacks_is_refused_with_what_to_do_instead() -> None:
+    async def story() -> None:
+        box = make_box(**BIG)
+        async with make_service(box) as service:
+            setup = Setup(service.loop, lambda _: None, lambda _: 1)
+            engines = tuple(e.model_copy(update={"launcher": "nomad"}) for e in service.config.engines)
+            with pytest.raises(ConfigError, match=r"'nomad' is not available.*'attach'"):
+                setup.apply(service.config.model_copy(update={"engines": engines}))
 
     run(story())
 
