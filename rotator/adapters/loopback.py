@@ -59,10 +59,14 @@ def port_in_use(port: int) -> PortHolder | None:
     pids = sorted(listeners(port))
     if not pids:
         return PortHolder(None, None)
-    name = None
+    return PortHolder(pids[0], process_name(pids[0]))
+
+
+def process_name(pid: int) -> str | None:
+    """What the process is called; None where it is gone or the system does not tell."""
     with contextlib.suppress(psutil.Error):
-        name = psutil.Process(pids[0]).name()
-    return PortHolder(pids[0], name)
+        return str(psutil.Process(pid).name())
+    return None
 
 
 def listeners(port: int) -> frozenset[int]:

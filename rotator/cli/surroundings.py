@@ -8,10 +8,11 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import psutil
 import sqlalchemy
 
+from rotator.adapters.host import read_host_memory
 from rotator.adapters.ledger_database import parse
+from rotator.adapters.loopback import listeners, process_name
 from rotator.ports import HostMemory, LedgerError
 
 
@@ -30,7 +31,8 @@ class Machine:
                 probe.bind((host, port))
                 probe.listen(1)
             except OSError as e:
-                return _listener(port) or (e.strerror or str(e)).lower()
+                pid = min(listeners(port), default=None)
+                return (e.strerror or str(e)).lower() if pid is None else f"process {pid} ({process_name(pid) or '?'})"
         return None
 
     def program_problem(self, program: str, workdir: str | None, path: str | None) -> str | None:
@@ -60,8 +62,7 @@ class Machine:
         return None if os.access(parent, os.W_OK | os.X_OK) else f"{parent} lets nobody else make it"
 
     def host_memory(self) -> HostMemory:
-        memory = psutil.virtual_memory()
-        return HostMemory(memory.total, memory.available)
+        return read_host_memory()
 
     def memlock_bytes(self) -> int | None:
         soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
@@ -78,18 +79,3 @@ class Machine:
             return str(e)
         except (sqlalchemy.exc.SQLAlchemyError, ModuleNotFoundError, OSError) as e:
             return str(e).splitlines()[0]
-
-
-def _listener(port: int) -> str | None:
-    """Who listens on the port, where the system tells."""
-    try:
-        found = psutil.net_connections("tcp")
-    except psutil.Error:
-        return None
-    for connection in found:
-        if connection.status == psutil.CONN_LISTEN and connection.laddr[1:2] == (port,) and connection.pid:
-            try:
-                return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
-            except psutil.Error:
-                return f"process {connection.pid}"
-    return None
