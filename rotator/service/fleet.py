@@ -43,7 +43,7 @@ class Fleet:
         engine.reason = facts.reason or engine.reason
         self.learn(engine, facts)
         engine.held_bytes = dict(facts.held_bytes) if facts.held_bytes is not None else None
-        self._count(engine, event, facts, now_s)
+        self._count(engine, event, now_s)
         return engine
 
     def learn(self, engine: EngineRuntime, facts: Facts) -> None:
@@ -62,7 +62,7 @@ class Fleet:
                 setattr(engine.costs, name, policy.smooth(getattr(engine.costs, name), measured))
         engine.counters.bytes_moved += facts.moved_bytes
 
-    def _count(self, engine: EngineRuntime, event: Event, facts: Facts, now_s: float) -> None:
+    def _count(self, engine: EngineRuntime, event: Event, now_s: float) -> None:
         counters = engine.counters
         match event:
             case Event.WOKE:

@@ -252,7 +252,7 @@ class Loop:
             traffic.clear_failure(name)
         elif event in _ENDS:
             traffic.release_hold(name)
-            self._after_the_end(engine, event, reason)
+            self._after_the_end(engine, event)
         else:
             traffic.close(name)
         if event is Event.SLEEP:
@@ -262,7 +262,7 @@ class Loop:
         if event is Event.LIED:
             traffic.fail(name, f"{name} is quarantined: {reason}")
 
-    def _after_the_end(self, engine: EngineRuntime, event: Event, reason: str) -> None:
+    def _after_the_end(self, engine: EngineRuntime, event: Event) -> None:
         if event is Event.GONE_FAULTY:
             engine.retry_at_s = self.now_s() + self._backoff_s(engine)
             engine.preload = True  # it was wanted running: it comes back after its backoff, also when nobody waits
