@@ -358,11 +358,8 @@ class Ledger(Protocol):
 
     @property
     def healthy(self) -> bool:
-        """False after a failed write until one succeeds: no transition starts meanwhile."""
-        ...
-
-    async def probe(self) -> bool:
-        """Try a small write, so that the ledger becomes healthy again once there is room."""
+        """False after a failed write until one succeeds: no transition starts meanwhile. An unhealthy ledger tries
+        small writes by itself, so that it becomes healthy again once there is room."""
         ...
 
     async def close(self) -> None: ...

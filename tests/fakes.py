@@ -300,9 +300,6 @@ class FakeLedger:
         rows = [{"engine": r.engine, "gpu": r.gpu, "held_bytes": r.held_bytes} for r in self.residencies.values()]
         return Page(tuple(rows), None)
 
-    async def probe(self) -> bool:
-        return not self.broken
-
     async def close(self) -> None: ...
 
 

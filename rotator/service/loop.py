@@ -350,7 +350,7 @@ class Loop:
         if self.adopting or (self.draining and not self._stands_still()):
             return
         if not self.world.ledger.healthy:
-            return  # no room in the journal: nothing starts; a timer asks the ledger again
+            return  # no room in the journal: nothing starts; the ledger tries again by itself
         self.desk.drop_expired(self.now_s())
         self.last_plan = self._plan(self.desk.pending_commands())
         for swap in self.last_plan.swaps:

@@ -9,13 +9,12 @@ from apscheduler.triggers.interval import IntervalTrigger
 
 from rotator.core import policy
 from rotator.core.values import GpuId, State
-from rotator.ports import DeviceError, LedgerError
+from rotator.ports import DeviceError
 from rotator.service.loop import Loop
 from rotator.service.mailbox import Asked, GpuRead, PidsRead, Unhealthy
 
 _log = logging.getLogger(__name__)
 _PIDS_EVERY_S = 10.0
-_LEDGER_EVERY_S = 2.0
 _ATTACHED_EVERY_S = 5.0
 _IDLE_EVERY_S = 1.0
 _IDLE_COMMAND_S = 60.0
@@ -37,7 +36,6 @@ class Timers:
         self._every(config.devices.sample_every_s, self.read_gpus)
         self._every(config.recovery.health_every_s, self._ask_health)
         self._every(_PIDS_EVERY_S, self._read_pids)
-        self._every(_LEDGER_EVERY_S, self._ask_ledger)
         self._every(_ATTACHED_EVERY_S, self._look_for_attached)
         self._every(_IDLE_EVERY_S, self._sleep_idle)
         self._scheduler.start()
@@ -89,16 +87,6 @@ class Timers:
                 handle = engine.handle
                 pids = await self._loop.world.launchers[handle.launcher].pids(handle)
                 self._loop.tell(PidsRead(engine.name, handle.ref, pids))
-
-    async def _ask_ledger(self) -> None:
-        ledger = self._loop.world.ledger
-        if ledger.healthy:
-            return
-        try:
-            await ledger.probe()
-        except LedgerError as e:
-            _log.warning("ledger: %s", e)
-        self._loop.tick()
 
     async def _look_for_attached(self) -> None:
         if self._loop.adopting:
