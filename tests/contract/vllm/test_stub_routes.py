@@ -162,7 +162,11 @@ async def test_responses_are_made_streamed_and_found_again(client: openai.AsyncO
 
 
 async def test_a_background_response_can_be_cancelled(engine: Stub, client: openai.AsyncOpenAI) -> None:
-    made = await client.responses.create(model=MODEL, input="hello", max_output_tokens=20_000, background=True)
+    # Without its natural end: on a busy machine it would be over before the cancel comes.
+    endless = {"ignore_eos": True}
+    made = await client.responses.create(
+        model=MODEL, input="hello", max_output_tokens=20_000, background=True, extra_body=endless
+    )
     assert made.status == "queued"
     await eventually(lambda: engine.core.counters.generation_tokens > 0)
     assert (await client.responses.cancel(made.id)).status == "cancelled"
