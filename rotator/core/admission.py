@@ -1,7 +1,7 @@
 """One plan in the making: bringing an engine in, with whoever must yield for it, or saying why not."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from rotator.core import reasons
@@ -32,7 +32,8 @@ class Wish:
 
     engine: Engine
     command: Command | None = None
-    preload: bool = False
+    preload: bool = False  # disturbs nobody who is busy
+    reason: str = ""  # who wants it, where that is neither an operator nor a client
 
     @property
     def force(self) -> bool:
@@ -104,8 +105,21 @@ class Planning:
         if blocked is None:
             blocked = self._make_room(wish, yielding, forced)
         if blocked is not None:
+            blocked = self._by_calendar(blocked, wish.engine)
             self.block(blocked)
         return blocked
+
+    def _by_calendar(self, blocked: Blocked, engine: Engine) -> Blocked:
+        """What is pinned by the calendar is in the way for a time that is known."""
+        if blocked.kind is not BlockKind.PINNED:
+            return blocked
+        wanted = frozenset(engine.gpus)
+        holders = [e for e in self._engines.values() if e.held_by and e is not engine and not wanted.isdisjoint(e.gpus)]
+        if not holders:
+            return blocked
+        until_s = min((e.held_until_s for e in holders if e.held_until_s is not None), default=None)
+        said = "; ".join(f"{e.name} is kept awake by {e.held_by}" for e in holders)
+        return replace(blocked, kind=BlockKind.HELD, reason=f"{blocked.reason}; {said}", until_s=until_s)
 
     def _out_of_question(self, wish: Wish, named: bool) -> Blocked | None:
         """What blocks the wish whoever yields: first what lasts, so that a lasting obstacle never holds GPUs.
@@ -367,7 +381,8 @@ class Planning:
     ) -> None:
         engine = wish.engine
         asleep = engine.state is State.ASLEEP
-        reason = f"{reasons.wanted(engine, wish.command)}; {reasons.needs(engine, needed, self.room.free)}"
+        who = wish.reason or reasons.wanted(engine, wish.command)
+        reason = f"{who}; {reasons.needs(engine, needed, self.room.free)}"
         why = f"makes room for {engine.name}"
         evict = [self._evict_step(o, f"{why}, as an operator asked", o.engine.name in forced) for o in yielding]
         evict += [self._evict_step(o, why, wish.force) for o in chosen]

@@ -1,8 +1,8 @@
 """What to do now, and why everything else waits: ``plan(snapshot) -> Plan``.
 
-Wishes are served in turn: commands (oldest first), then engines that clients want (by priority and age), then engines
-to be loaded at start. A wish that fits goes in; else the cheapest set of engines yields for it; else it is blocked,
-with the reason. Three rules make that safe and fair:
+Wishes are served in turn: commands (oldest first), engines that the calendar keeps awake, engines that clients want (by
+priority and age), engines to be loaded at start, and last default engines. A wish that fits goes in; else the cheapest
+set of engines yields for it; else it is blocked, with the reason. Three rules make that safe and fair:
 
   * Every GPU takes part in one swap at most, and in none while a transition is under way on it. So the free bytes of a
     GPU never change within one plan, and a plan's swaps may run in any order or at once.
@@ -14,7 +14,7 @@ with the reason. Three rules make that safe and fair:
 
 from collections.abc import Sequence
 
-from rotator.core import reasons
+from rotator.core import calendar, reasons
 from rotator.core.admission import Planning, Wish
 from rotator.core.eviction import Option, stop_option
 from rotator.core.lifecycle import is_moving
@@ -35,15 +35,26 @@ from rotator.core.values import (
 
 def plan(snapshot: Snapshot) -> Plan:
     """Decide what happens now. The same snapshot gives the same plan. Raises nothing for any well-formed snapshot."""
+    schedule = calendar.resolve(snapshot)
+    snapshot = calendar.applied(snapshot, schedule)
     planning = Planning(snapshot)
     _Orders(snapshot, planning).serve()
+    planning.blocked.extend(schedule.overruled)
+    for call in schedule.calls:
+        if call.engine not in planning.asked:
+            planning.admit(Wish(snapshot.engines[call.engine], reason=call.reason))
     for engine in by_turn(snapshot):
         if engine.name not in planning.asked:
             planning.admit(Wish(engine))
     for engine in _preloads(snapshot):
         if engine.name not in planning.asked:
             planning.admit(Wish(engine, preload=True))
+    for call in schedule.defaults:
+        if call.engine not in planning.asked:
+            planning.admit(Wish(snapshot.engines[call.engine], preload=True, reason=call.reason))
     look_again_s = [b.until_s for b in planning.blocked if b.until_s is not None]
+    if schedule.look_again_at_s is not None:
+        look_again_s.append(schedule.look_again_at_s)
     return Plan(tuple(planning.swaps), tuple(planning.blocked), min(look_again_s, default=None))
 
 

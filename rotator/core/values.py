@@ -109,6 +109,8 @@ class Engine:
     start_cost_s: float = 90.0
     retry_at_s: float = 0.0  # a failed engine is not started before this
     preload: bool = False  # wanted once after the service's start, by nobody but the configuration
+    held_by: str = ""  # the entry of the calendar that keeps it awake, in words; it is pinned meanwhile
+    held_until_s: float | None = None
 
 
 class CommandKind(StrEnum):
@@ -139,6 +141,32 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """A span of time for which engines are kept awake. ``until`` is its end in words, for people in its own zone."""
+
+    name: str
+    engines: tuple[EngineName, ...]
+    begins_s: float
+    ends_s: float
+    priority: int = 0
+    until: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Calendar:
+    """What the calendar knows: windows that last or come soon, and which engines it returns to when nothing is wanted.
+
+    ``last_used_s`` is when each engine last served, ``released_s`` when a window last let go of it.
+    """
+
+    windows: tuple[Window, ...] = ()
+    defaults: tuple[EngineName, ...] = ()
+    default_after_s: float | None = None  # an engine idle this long makes room for a default; None: only after a window
+    last_used_s: Mapping[EngineName, float] = field(default_factory=dict)
+    released_s: Mapping[EngineName, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything a plan depends on. ``claimed`` are GPUs on which a transition is under way."""
 
@@ -150,6 +178,7 @@ class Snapshot:
     claimed: frozenset[GpuId] = frozenset()
     commands: tuple[Command, ...] = ()
     policy: Policy = field(default_factory=Policy)
+    calendar: Calendar = field(default_factory=Calendar)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +215,7 @@ class BlockKind(StrEnum):
     BACKOFF = "backoff"  # it failed and its retry time has not come
     UNFREEZABLE = "unfreezable"  # an engine in its way has streams that may not be frozen (again)
     PINNED = "pinned"  # what is in its way is pinned
+    HELD = "held"  # what is in its way is kept awake by the calendar, until ``until_s``
     NEVER_FITS = "never_fits"  # larger than its GPUs, less what is foreign and reserved
     CORDONED = "cordoned"
     GPU_UNKNOWN = "gpu_unknown"
