@@ -37,15 +37,21 @@ class SqlLedger:
     """Implements ``rotator.ports.Ledger``. Made by ``open``; every coroutine raises only LedgerError."""
 
     def __init__(
-        self, database: Database, *, deadline_s: float, sample_retention_h: float, wall: Callable[[], float]
+        self,
+        database: Database,
+        *,
+        deadline_s: float,
+        sample_retention_h: float,
+        wall: Callable[[], float],
+        worker: Callable[[str], Worker] = Worker,
     ) -> None:
         self._database = database
         self._deadline_s = deadline_s
         self._retention_s = sample_retention_h * 3600
         self._wall = wall
-        self._writer = Worker("ledger's writer")
+        self._writer = worker("ledger's writer")
         # Another database, or one in memory, has no readers beside its writer worth a second thread.
-        self._reader = Worker("ledger's reader") if database.is_file else self._writer
+        self._reader = worker("ledger's reader") if database.is_file else self._writer
         self._buffers = Buffers()
         self._batch_is_due = asyncio.Event()
         self._life = 0
@@ -58,16 +64,23 @@ class SqlLedger:
 
     @classmethod
     async def open(
-        cls, url: str, *, deadline_s: float, sample_retention_h: float, wall: Callable[[], float] = time.time
+        cls,
+        url: str,
+        *,
+        deadline_s: float,
+        sample_retention_h: float,
+        wall: Callable[[], float] = time.time,
+        worker: Callable[[str], Worker] = Worker,
     ) -> Self:
         """Open (or begin) the ledger at a SQLAlchemy URL, migrate it and take hold of it.
 
-        ``deadline_s`` bounds every later call, ``sample_retention_h`` is how long VRAM samples are kept. Raises
+        ``deadline_s`` bounds every later call, ``sample_retention_h`` is how long VRAM samples are kept, ``worker``
+        makes what carries out calls (a simulation's has no threads). Raises
         LedgerError that says what to do: held by another service, written by a newer one, disk full, no such driver.
         """
         # SQLite waits for another program's lock by itself; it must give up first, to say so.
         database = Database(parse(url), busy_s=deadline_s * 0.8)
-        ledger = cls(database, deadline_s=deadline_s, sample_retention_h=sample_retention_h, wall=wall)
+        ledger = cls(database, deadline_s=deadline_s, sample_retention_h=sample_retention_h, wall=wall, worker=worker)
         try:
             await ledger._begin()
         except BaseException:

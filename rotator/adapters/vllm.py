@@ -7,7 +7,7 @@ from typing import Any
 
 from rotator.adapters.vllm_answers import PROBES, read_probe, unwelcome
 from rotator.adapters.vllm_dialect import Dialect, dialect_of
-from rotator.adapters.vllm_http import Answer, Deadline, EngineHttp
+from rotator.adapters.vllm_http import Answer, Deadline, EngineHttp, Exchange
 from rotator.core.values import Level
 from rotator.ports import EngineError, EngineRefused, EngineUnreachable, Generation, Probe
 
@@ -16,10 +16,11 @@ log = logging.getLogger(__name__)
 
 class VllmControl:
     """EngineControl over HTTP. Every method raises EngineTimeout, EngineUnreachable or EngineRefused, and nothing else.
-    ``connect_s`` bounds a connection's set-up: an engine on loopback answers that at once or not at all."""
+    ``connect_s`` bounds a connection's set-up: an engine on loopback answers that at once or not at all. ``exchange``
+    carries the requests instead of HTTP: simulations replace the network there."""
 
-    def __init__(self, *, connect_s: float = 5.0) -> None:
-        self._http = EngineHttp(connect_s=connect_s)
+    def __init__(self, *, connect_s: float = 5.0, exchange: Exchange | None = None) -> None:
+        self._http = EngineHttp(connect_s=connect_s, exchange=exchange)
         self._noted: set[tuple[str, str]] = set()
 
     async def version(self, url: str, *, deadline_s: float) -> str:

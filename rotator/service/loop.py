@@ -72,7 +72,7 @@ class Loop:
         self.fleet = fleet
         self.undertaker = Undertaker(world, self)
         self.desk = Desk(self)
-        self.recorder = Recorder(world.ledger)
+        self.recorder = Recorder(world.ledger, wall)
         self.adopter = Adopter(world, self)
         self.active: dict[str, ActiveSwap] = {}
         self.last_plan = Plan()

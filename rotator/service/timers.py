@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.interval import IntervalTrigger
@@ -22,12 +23,13 @@ _SUSPECT_S = 2.0
 
 
 class Timers:
-    """Each job runs alone: one that is late is skipped, never doubled."""
+    """Each job runs alone: one that is late is skipped, never doubled. ``scheduler`` is APScheduler's, or what runs
+    jobs under another clock."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, scheduler: Any = None) -> None:
         self._loop = loop
         self._suspicion: asyncio.Task[None] | None = None
-        self._scheduler = AsyncIOScheduler(
+        self._scheduler = scheduler or AsyncIOScheduler(
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
         )
 
