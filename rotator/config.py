@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     HttpUrl,
     ValidationError,
@@ -16,6 +14,8 @@ from pydantic import (
     model_validator,
 )
 
+from rotator.config_base import Section
+from rotator.config_calendar import CalendarConfig
 from rotator.config_text import TextProblem, problem_lines, read_mapping
 from rotator.core.values import Level, Policy
 
@@ -40,10 +40,6 @@ def _word(value: Any) -> Any:
 
 
 Word = Annotated[str, BeforeValidator(_word)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class DevicesConfig(Section):
@@ -73,8 +69,8 @@ class FootprintConfig(Section):
 class OverridesConfig(Section):
     """Changes to a request's JSON body: ``defaults`` where the client is silent, ``set`` always, ``remove`` always."""
 
-    defaults: dict[str, Any] = {}
-    set: dict[str, Any] = {}
+    defaults: dict[str, Any] = Field(default={})
+    set: dict[str, Any] = Field(default={})
     remove: tuple[str, ...] = ()
 
     @property
@@ -248,6 +244,9 @@ class KeyConfig(Section):
 class LedgerConfig(Section):
     url: str | None = Field(default=None, description="any SQLAlchemy URL; SQLite in state_dir if absent")
     deadline_s: float = Field(default=5, gt=0)
+    retention_days: float = Field(
+        default=30, gt=0, description="how long the journal, its decisions and request totals are kept, in days"
+    )
 
 
 class BindConfig(Section):
@@ -276,6 +275,7 @@ class FleetConfig(Section):
     engines: tuple[EngineConfig, ...] = Field(min_length=1)
     gateway: GatewayConfig = GatewayConfig()
     policies: PoliciesConfig = PoliciesConfig()
+    calendar: CalendarConfig = CalendarConfig()
     canary: CanaryConfig = CanaryConfig()
     recovery: RecoveryConfig = RecoveryConfig()
     ledger: LedgerConfig = LedgerConfig()
@@ -317,6 +317,8 @@ class FleetConfig(Section):
                 raise ValueError(
                     f"engine '{engine.name}': fallback model '{engine.fallback.model}' is no engine here: name one"
                 )
+        if (unknown := self.calendar.unknown(names)) is not None:
+            raise ValueError(unknown)
         if not self.bind.is_loopback and not self.keys:
             raise ValueError("bind.host is not loopback and there are no keys: add 'keys' or bind to 127.0.0.1")
         return self
