@@ -229,6 +229,7 @@ class Intent:
     reason: str
     plan: Mapping[str, Any] = field(default_factory=dict)  # the Swap it belongs to, as JSON
     at_wall_s: float = 0.0
+    decision: str | None = None  # what the swap was decided from, packed; comes with one intent of each swap
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +289,18 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class Reservation:
+    """Engines that are kept awake once, from its begin until its end. ``id`` is the ledger's; 0 before it has one."""
+
+    engines: tuple[EngineName, ...]
+    begins_wall_s: float
+    ends_wall_s: float
+    priority: int = 0
+    note: str = ""
+    id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class OpenTransition:
     """An intent without an outcome: what was under way when the service died."""
 
@@ -304,6 +317,7 @@ class Recovered:
     leases: tuple[Lease, ...]
     open_transitions: tuple[OpenTransition, ...]
     cordons: frozenset[GpuId] = frozenset()
+    reservations: tuple[Reservation, ...] = ()  # that have not ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,6 +351,14 @@ class Ledger(Protocol):
 
     async def put_cordon(self, gpu: GpuId, cordoned: bool, reason: str) -> None: ...
 
+    async def add_reservation(self, made: Reservation) -> int:
+        """Keep it and return its id."""
+        ...
+
+    async def drop_reservation(self, id: int) -> bool:
+        """Whether it was there."""
+        ...
+
     def count_request(self, model: str, *, waited_s: float, outcome: str) -> None:
         """Add to the model's totals in memory, written in batches; never blocks, never raises."""
         ...
@@ -353,7 +375,7 @@ class Ledger(Protocol):
         limit: int = 100,
         cursor: str | None = None,
     ) -> Page:
-        """Rows of gpus, engines, residencies, leases, transitions, vram_samples or requests."""
+        """Rows of gpus, engines, residencies, leases, transitions, decisions, reservations, vram_samples, requests."""
         ...
 
     @property

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from rotator.ports import (
     Page,
     Probe,
     Recovered,
+    Reservation,
     Residency,
 )
 from rotator.service.events import EventBus
@@ -241,6 +242,7 @@ class FakeLedger:
         self.residencies: dict[tuple[str, str], Residency] = {}
         self.requests: list[tuple[str, float, str]] = []
         self.cordons: set[GpuId] = set()
+        self.reservations: dict[int, Reservation] = {}
         self._ids = itertools.count(1)
 
     @property
@@ -253,7 +255,8 @@ class FakeLedger:
 
     async def recover(self) -> Recovered:
         unfinished = tuple(OpenTransition(i, t) for i, (t, o) in self.transitions.items() if o is None)
-        return Recovered(dict(self.engines), tuple(self.residencies.values()), (), unfinished, frozenset(self.cordons))
+        residencies, reservations = tuple(self.residencies.values()), tuple(self.reservations.values())
+        return Recovered(dict(self.engines), residencies, (), unfinished, frozenset(self.cordons), reservations)
 
     async def open_transition(self, intent: Intent) -> int:
         self._write()
@@ -287,6 +290,16 @@ class FakeLedger:
     async def put_cordon(self, gpu: GpuId, cordoned: bool, reason: str) -> None:
         self._write()
         (self.cordons.add if cordoned else self.cordons.discard)(gpu)
+
+    async def add_reservation(self, made: Reservation) -> int:
+        self._write()
+        id = next(self._ids)
+        self.reservations[id] = replace(made, id=id)
+        return id
+
+    async def drop_reservation(self, id: int) -> bool:
+        self._write()
+        return self.reservations.pop(id, None) is not None
 
     def count_request(self, model: str, *, waited_s: float, outcome: str) -> None:
         self.requests.append((model, waited_s, outcome))

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, Table, delete, func, insert, select, update
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 
+from rotator.adapters import ledger_keep as keep
 from rotator.adapters.ledger_buffers import RequestKey, RequestTotals, VramSample
 from rotator.adapters.ledger_tables import (
     ENGINES,
@@ -64,6 +65,7 @@ def open_transition(connection: Connection, life: int, intent: Intent, now_wall_
         "result": OPEN,
     }
     result = connection.execute(insert(TRANSITIONS), row)
+    keep.put_decision(connection, intent, now_wall_s)
     return new_id(result)
 
 
@@ -158,6 +160,7 @@ def recover(connection: Connection, now_wall_s: float) -> Recovered:
         leases=tuple(Lease(*row) for row in connection.execute(select(*list(LEASES.c)[:4]))),
         open_transitions=tuple(_open_transition(row) for row in connection.execute(opened)),
         cordons=frozenset(connection.execute(select(GPUS.c.id).where(GPUS.c.cordoned)).scalars()),
+        reservations=keep.reservations(connection, now_wall_s),
     )
 
 
@@ -197,16 +200,6 @@ def add_requests(connection: Connection, totals: Mapping[RequestKey, RequestTota
         had = connection.execute(select(REQUESTS).where(*here)).one_or_none()
         total = more if had is None else more.plus(RequestTotals(*had[2:]))
         upsert(connection, REQUESTS, {"model": model, "minute_wall_s": minute_wall_s}, asdict(total))
-
-
-def drop_old_samples(connection: Connection, before_wall_s: float, batch: int) -> int:
-    """Delete at most ``batch`` samples older than ``before_wall_s``, the oldest first; returns how many."""
-    c = VRAM_SAMPLES.c
-    old = connection.execute(select(c.id).where(c.at_wall_s < before_wall_s).order_by(c.at_wall_s).limit(batch))
-    ids = list(old.scalars())
-    if ids:
-        connection.execute(delete(VRAM_SAMPLES).where(c.id.in_(ids)))
-    return len(ids)
 
 
 def totals(connection: Connection) -> dict[str, dict[str, float]]:
