@@ -16,8 +16,9 @@ from pydantic import (
 
 from rotator.config_base import Section
 from rotator.config_calendar import CalendarConfig
+from rotator.config_policies import PoliciesConfig
 from rotator.config_text import TextProblem, problem_lines, read_mapping
-from rotator.core.values import Level, Policy
+from rotator.core.values import Level
 
 GIB = 1 << 30
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
@@ -64,6 +65,7 @@ class FootprintConfig(Section):
     host_gib: float | None = Field(
         default=None, ge=0, description="host RAM for the masters at level 1, all ranks together"
     )
+    kv_gib: float = Field(default=0.0, ge=0, description="KV cache a GPU: what an elastic engine frees first")
 
 
 class OverridesConfig(Section):
@@ -112,6 +114,11 @@ class EngineConfig(Section):
     model_path: Path | None = Field(default=None, description="checked to exist before a launch")
     sleep_levels: tuple[Literal[1, 2], ...] = Field(
         default=(1,), min_length=1, description="levels it may use, preferred first"
+    )
+    elastic: bool = Field(default=False, description="its allocator can free by bytes (KV cache first, then weights)")
+    disk: bool = Field(default=False, description="its allocator can keep the weights' masters on disk")
+    in_flight_max: int | None = Field(
+        default=None, ge=1, description="requests it serves at once; more wait in line here, in fair shares of clients"
     )
     pin: bool = False
     priority: int = Field(default=0, ge=-100, le=100)
@@ -180,27 +187,6 @@ class GatewayConfig(Section):
     upstream_connect_s: float = Field(default=5, gt=0)
 
 
-class PoliciesConfig(Section):
-    min_stay_s: float = Field(default=2.0, ge=0, description="a busy engine keeps its turn this long after a wake")
-    priority_worth_s: float = Field(
-        default=30.0, ge=0, description="one step of priority weighs like this much waiting"
-    )
-    drain_bound_s: float = Field(
-        default=5.0, ge=0, description="in-flight work may finish this long before it is frozen"
-    )
-    idle_sleep_s: float | None = Field(
-        default=None, gt=0, description="an engine idle this long goes to sleep; absent: never"
-    )
-    wanted_horizon_s: float = Field(
-        default=60.0, gt=0, description="an eviction is priced by the chance of a request within this"
-    )
-
-    def core(self) -> Policy:
-        return Policy(
-            min_stay_s=self.min_stay_s, priority_worth_s=self.priority_worth_s, drain_bound_s=self.drain_bound_s
-        )
-
-
 class CanaryConfig(Section):
     prompt: str = "The capital of France is"
     tokens: int = Field(default=8, ge=1, le=64)
@@ -236,6 +222,9 @@ class RecoveryConfig(Section):
 class KeyConfig(Section):
     name: str = Field(min_length=1, description="shown in refusals and events; says whose it is")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the key itself; `rotator key` makes both")
+    share: float = Field(
+        default=1.0, gt=0, description="of a model's line: a key of share 2 is served twice as often as one of share 1"
+    )
     scopes: tuple[Literal["infer", "operate", "admin"], ...] = Field(
         default=("infer",), min_length=1, description="admin includes operate, which includes infer"
     )

@@ -5,13 +5,16 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from rotator.core import reasons
-from rotator.core.eviction import Option, cheapest, sleep_options, stop_option
+from rotator.core.eviction import Option, cheapest, deepen_option, sleep_options, stop_option
+from rotator.core.ladder import Descent, relief
 from rotator.core.placement import Room, gib, need
+from rotator.core.turns import drain_s, stays_until_s
 from rotator.core.values import (
     Action,
     Blocked,
     BlockKind,
     Command,
+    Depth,
     Engine,
     EngineName,
     GpuId,
@@ -65,6 +68,8 @@ class _Ways:
         return [(group[0][0], [engine for _, engine in group])] if group else []
 
 
+_PLENTY = 1 << 62  # bytes of host RAM that no fleet runs out of
+
 _Searching = Callable[[_Ways, Sequence[Engine]], tuple[Option, ...] | None]
 
 
@@ -105,14 +110,32 @@ class Planning:
         if blocked is None:
             blocked = self._make_room(wish, yielding, forced)
         if blocked is not None:
-            blocked = self._by_calendar(blocked, wish.engine)
+            if blocked.kind is BlockKind.PINNED:
+                blocked = self._by_calendar(blocked, wish.engine)
             self.block(blocked)
         return blocked
 
+    def turned_away(self, engine: Engine) -> bool:
+        """The common case of ``admit``, written out: a sleeper whose GPUs move or are kept for an earlier wish."""
+        closed, gpus = self._closed, engine.gpus
+        if engine.state is not State.ASLEEP or self._unfit or max(engine.awake_bytes) > self._least:
+            return False
+        for gpu in gpus:
+            if gpu in closed:
+                break
+        else:
+            return False
+        self.asked.add(engine.name)
+        self.blocked.append(Blocked(engine.name, BlockKind.BUSY, f"{gpu}: {closed[gpu]}"))
+        kept = None
+        for other in gpus:
+            if other not in closed:
+                kept = kept or f"kept for {engine.name}, whose turn comes first"
+                closed[other] = kept
+        return True
+
     def _by_calendar(self, blocked: Blocked, engine: Engine) -> Blocked:
         """What is pinned by the calendar is in the way for a time that is known."""
-        if blocked.kind is not BlockKind.PINNED:
-            return blocked
         wanted = frozenset(engine.gpus)
         holders = [e for e in self._engines.values() if e.held_by and e is not engine and not wanted.isdisjoint(e.gpus)]
         if not holders:
@@ -194,9 +217,15 @@ class Planning:
 
     # -- who yields --------------------------------------------------------------------------------------------------
 
-    def sleeps(self, engine: Engine, *, preferred_only: bool = False) -> list[Option]:
-        """The ways in which an awake engine can sleep, the preferred one first."""
-        return sleep_options(engine, self.room.charged[engine.name], self._policy, preferred_only=preferred_only)
+    def sleeps(
+        self, engine: Engine, *, preferred_only: bool = False, wanted: Mapping[GpuId, int] | None = None
+    ) -> list[Option]:
+        """The ways in which an engine can sleep (deeper), the preferred one first."""
+        charged = self.room.charged[engine.name]
+        if engine.state is State.AWAKE:
+            return sleep_options(engine, charged, self._policy, preferred_only=preferred_only, wanted=wanted)
+        deeper = deepen_option(engine, charged, self._policy, wanted or {})
+        return [] if deeper is None else [deeper]
 
     def _find_room(
         self, wish: Wish, deficits: dict[GpuId, int], besides: frozenset[str], host_free: int
@@ -205,6 +234,8 @@ class Planning:
         ways = _Ways(deficits, host_free)
         self._sort_out(wish, ways, self.room.awake, besides)
         chosen = self._by_sleeps(ways, ways.open) if self._enough(deficits, ways.open) else None
+        if self._policy.ladder and (chosen is None or any(o.action is Action.STOP for o in chosen)):
+            chosen = self._by_relief(wish, ways, chosen)
         if chosen is None:  # rather wait a little for another's sleep than stop anybody
             waits = self._lift(wish, ways, (BlockKind.BUSY, BlockKind.STAY), list(ways.open), self._by_sleeps)
             if waits is not None:
@@ -212,6 +243,29 @@ class Planning:
             self._sort_out(wish, ways, self._asleep, besides)
             chosen = self._by_stops(ways, ways.open)
         return self._why_not(wish, ways) if chosen is None else chosen
+
+    def _by_relief(self, wish: Wish, ways: _Ways, stopping: tuple[Option, ...] | None) -> tuple[Option, ...] | None:
+        """Where only host RAM keeps engines from sleeping: drop the masters that are least regretted, if that costs
+        less than stopping somebody."""
+        asleep = (
+            self._by_sleeps(replace(ways, host_free=_PLENTY), ways.open)
+            if self._enough(ways.deficits, ways.open, by_sleep=True)
+            else None
+        )
+        if asleep is None:
+            return stopping
+        short = sum(o.host_bytes for o in asleep) - max(0, ways.host_free)
+        besides = {o.engine.name for o in asleep} | {wish.engine.name}
+        others = [e for e in self._engines.values() if e.name not in besides and self._may_sink(e)]
+        dropped = relief(others, self.room.charged, short, self._policy, stops=True)
+        if dropped is None:
+            return stopping
+        relieved = (*dropped, *asleep)
+        cost_s = sum(o.cost_s for o in relieved)
+        return relieved if stopping is None or cost_s < sum(o.cost_s for o in stopping) else stopping
+
+    def _may_sink(self, engine: Engine) -> bool:
+        return self._closed.keys().isdisjoint(engine.gpus) and self._unreadable.isdisjoint(engine.gpus)
 
     @cached_property
     def _asleep(self) -> dict[GpuId, list[Engine]]:
@@ -235,19 +289,21 @@ class Planning:
     def _hurdle(self, engine: Engine, wish: Wish) -> _Hurdle | None:
         """What forbids to ask the engine now; what lasts comes first."""
         demand, awake = engine.demand, engine.state is State.AWAKE
-        if engine.pinned or not (awake or engine.can_stop):
+        deepens = engine.elastic and engine.depth is Depth.KV and self._policy.elastic
+        if engine.pinned or not (awake or deepens or engine.can_stop):
             return _Hurdle(BlockKind.PINNED)
         if not self._unreadable.isdisjoint(engine.gpus):
             return _Hurdle(BlockKind.GPU_UNKNOWN)
         if not wish.force:
-            if (demand.in_flight and not engine.can_freeze) if awake else (demand.in_flight or demand.frozen):
+            flying = demand.in_flight or demand.frozen
+            if (demand.in_flight and not engine.can_freeze) if awake else (flying and not deepens):
                 return _Hurdle(BlockKind.UNFREEZABLE)
             if awake and (demand.in_flight or demand.waiting):
-                stays_until_s = engine.awake_since_s + self._policy.min_stay_s
                 if wish.preload:
                     return _Hurdle(BlockKind.BUSY)
-                if self._now_s < stays_until_s:
-                    return _Hurdle(BlockKind.STAY, stays_until_s)
+                until_s = stays_until_s(engine, wish.engine, self._now_s, self._policy)
+                if self._now_s < until_s:
+                    return _Hurdle(BlockKind.STAY, until_s)
         return None if self._closed.keys().isdisjoint(engine.gpus) else _Hurdle(BlockKind.BUSY)
 
     def _by_sleeps(self, ways: _Ways, engines: Sequence[Engine]) -> tuple[Option, ...] | None:
@@ -256,8 +312,8 @@ class Planning:
         plenty = sum([engine.host_bytes for engine in engines]) <= room  # then nobody needs another level
         offers = []
         for engine in engines:
-            if engine.state is State.AWAKE:
-                sleeps = self.sleeps(engine, preferred_only=plenty)
+            if engine.state is State.AWAKE or engine.depth is Depth.KV:
+                sleeps = self.sleeps(engine, preferred_only=plenty, wanted=ways.deficits)
                 able = any(o.host_bytes <= room for o in sleeps)
                 offers.append(sleeps if able else [*sleeps, *self._stops(engine, sleeps)])
         return cheapest(ways.deficits, offers, ways.host_free)
@@ -268,12 +324,12 @@ class Planning:
             return None
         offers = []
         for engine in engines:
-            sleeps = self.sleeps(engine) if engine.state is State.AWAKE else []
+            sleeps = self.sleeps(engine, wanted=ways.deficits)
             offers.append([*sleeps, *self._stops(engine, sleeps)])
         return cheapest(ways.deficits, offers, ways.host_free)
 
     def _stops(self, engine: Engine, sleeps: Sequence[Option]) -> list[Option]:
-        if not engine.can_stop:
+        if not engine.can_stop or (engine.depth is Depth.KV and engine.demand.frozen):
             return []
         at_least_s = sleeps[-1].cost_s if sleeps else 0.0
         return [stop_option(engine, self.room.charged[engine.name], self._policy, at_least_s)]
@@ -362,9 +418,32 @@ class Planning:
     def block(self, blocked: Blocked) -> None:
         """Note that a wish is not served. For a reason that passes, its GPUs stay closed to later wishes."""
         self.blocked.append(blocked)
-        if blocked.kind in PASSING and blocked.engine in self._engines:
+        passes = blocked.kind is BlockKind.BUSY or blocked.kind is BlockKind.STAY
+        if passes and blocked.engine in self._engines:
             engine = self._engines[blocked.engine]
             self._keep(engine, engine.gpus)
+
+    def fits(self, engine: Engine) -> bool:
+        """Whether it could come in without disturbing anybody, nor any wish that waits for the same GPUs."""
+        gpus = frozenset(engine.gpus)
+        if not gpus.isdisjoint(self._closed) or not gpus.isdisjoint(self._unfit):
+            return False
+        wanted = zip(engine.gpus, need(engine, self.room.charged[engine.name]), strict=True)
+        if any(size > self.room.free[gpu] for gpu, size in wanted):
+            return False
+        waiting = (self._engines[b.engine] for b in self.blocked if b.engine in self._engines)
+        return all(gpus.isdisjoint(other.gpus) for other in waiting)
+
+    def sink(self, descent: Descent) -> None:
+        """Let an engine go a rung down, unless something moves on its GPUs or they are kept for somebody."""
+        engine = descent.option.engine
+        if engine.name in self.asked or not self._may_sink(engine):
+            return
+        if descent.option.host_bytes > max(0, self.host_free_bytes):
+            return
+        step = self._evict_step(descent.option, descent.why, force=False)
+        self.host_free_bytes = min(self.host_free_bytes, self.host_free_bytes + descent.option.host_bytes)
+        self._commit((step,), None, step.reason, None)
 
     def commit_alone(self, option: Option, command: Command) -> None:
         """Put an engine to sleep, or stop it, because an operator asked."""
@@ -384,8 +463,10 @@ class Planning:
         who = wish.reason or reasons.wanted(engine, wish.command)
         reason = f"{who}; {reasons.needs(engine, needed, self.room.free)}"
         why = f"makes room for {engine.name}"
+        host_free = self.host_free_bytes
         evict = [self._evict_step(o, f"{why}, as an operator asked", o.engine.name in forced) for o in yielding]
-        evict += [self._evict_step(o, why, wish.force) for o in chosen]
+        evict += [self._evict_step(o, why, wish.force, wish.engine) for o in chosen]
+        self.host_free_bytes = min(host_free, self.host_free_bytes)  # what is dropped for this swap is for this swap
         admit = Step(
             action=Action.WAKE if asleep else Action.START,
             engine=engine.name,
@@ -396,19 +477,20 @@ class Planning:
         whole = f"{reason}; {reasons.names(s.engine for s in evict)} must make room" if evict else reason
         self._commit(tuple(evict), admit, whole, wish.command)
 
-    def _evict_step(self, option: Option, why: str, force: bool) -> Step:
+    def _evict_step(self, option: Option, why: str, force: bool, wish: Engine | None = None) -> Step:
         """One engine's yielding, and the host RAM it takes. Expected: its drain and what its last sleep took."""
-        engine = option.engine
-        drain_s = self._policy.drain_bound_s if engine.demand.in_flight and not force else 0.0
+        engine, flying = option.engine, option.engine.demand.in_flight
+        bound_s = 0.0 if force or option.action is Action.SINK else drain_s(engine, wish, self._policy)
         step = Step(
             action=option.action,
             engine=engine.name,
-            reason=reasons.yields(option, why, self._policy, self.host_free_bytes, force),
+            reason=reasons.yields(option, why, bound_s, self.host_free_bytes, force),
             level=option.level,
             force=force,
-            drain_bound_s=0.0 if force else self._policy.drain_bound_s,
-            expected_s=drain_s + engine.sleep_cost_s,
+            drain_bound_s=bound_s,
+            expected_s=(bound_s if flying else 0.0) + engine.sleep_cost_s,
             bytes_per_gpu=tuple((gpu, -size) for gpu, size in option.frees.items()),
+            depth=option.depth,
         )
         self.host_free_bytes -= option.host_bytes
         return step

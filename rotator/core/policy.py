@@ -5,6 +5,7 @@ from math import exp
 
 from rotator.core.lifecycle import is_moving
 from rotator.core.placement import Room, need
+from rotator.core.turns import overdue, urgency
 from rotator.core.values import Command, CommandKind, Engine, EngineName, Policy, Snapshot, State
 
 BACKOFF_DOUBLINGS_MAX = 32
@@ -24,11 +25,21 @@ def is_wanted(engine: Engine) -> bool:
 
 
 def by_turn(snapshot: Snapshot) -> list[Engine]:
-    """The engines that clients want, first turn first: by rank, then by name so that equal ones have an order too."""
-    policy = snapshot.policy
-    turns = [(-rank_s(e, policy), e.name) for e in snapshot.engines.values() if is_wanted(e)]
+    """The engines that clients want, first turn first: the overdue, longest first; then by urgency, or by rank where
+    that is switched off; then by name so that equal ones have an order too."""
+    policy, bound_s = snapshot.policy, snapshot.policy.longest_wait_s
+    rank = urgency if policy.urgency else rank_s
+    turns = []
+    for engine in snapshot.engines.values():
+        demand = engine.demand
+        if (demand.waiting or demand.frozen) and is_wanted(engine):
+            may_be_late = demand.frozen or (bound_s is not None and 2.0 * demand.oldest_wait_s >= bound_s)
+            if may_be_late and overdue(engine, policy):
+                turns.append((0, -demand.oldest_wait_s, engine.name))
+            else:
+                turns.append((1, -rank(engine, policy), engine.name))
     turns.sort()
-    return [snapshot.engines[name] for _, name in turns]
+    return [snapshot.engines[name] for _, _, name in turns]
 
 
 def likely_wanted(rate_per_s: float, idle_s: float, horizon_s: float) -> float:

@@ -7,6 +7,7 @@ monotonic clock, or a simulator's). Per-GPU tuples of an engine run parallel to 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from math import inf
 
 GpuId = str
 EngineName = str
@@ -49,6 +50,7 @@ class Action(StrEnum):
     WAKE = "wake"
     START = "start"
     STOP = "stop"
+    SINK = "sink"  # a sleeping engine sleeps deeper, or an awake one gives its masters in host RAM up
 
 
 class Level(IntEnum):
@@ -79,6 +81,14 @@ class Demand:
     in_flight: int = 0
     frozen: int = 0  # in-flight streams that stand still in a sleeping engine; their wait counts as demand
     likely_wanted: float = 0.0  # chance in [0, 1] that a client asks for it within the horizon
+    likely_why: str = ""  # what says so, in words
+    soon: float = 0.0  # the same chance within the horizon of pre-waking
+    weight: float | None = None  # those who wait, each client counted up to its share; None: all of them
+    waited_s_sum: float | None = None  # by all who wait, together; None: as if all had come evenly since the oldest
+    rate_per_s: float = 0.0  # requests a second, of late
+    service_s: float | None = None  # seconds that a request keeps it busy; None: none was seen to its end
+    last_used_s: float = 0.0  # when a request last came or left; probes, scrapes and canaries do not count
+    stall_left_s: float = inf  # how much longer its worst-off stream in flight may stand still
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +121,13 @@ class Engine:
     preload: bool = False  # wanted once after the service's start, by nobody but the configuration
     held_by: str = ""  # the entry of the calendar that keeps it awake, in words; it is pinned meanwhile
     held_until_s: float | None = None
+    wake_costs: Mapping[Depth, float] = field(default_factory=dict)  # as measured, by what it had to bring back
+    slept_at_s: float = 0.0  # when it last fell asleep
+    has_disk: bool = False  # its allocator can keep masters on disk
+    unified: bool = False  # device and host memory are the same: masters in host RAM free nothing
+    elastic: bool = False  # its allocator can free by bytes, KV cache first
+    kv_bytes: tuple[int, ...] = ()  # of its KV cache on each GPU, which it frees without moving weights
+    masters_bytes: int = 0  # host RAM that its masters take now, also while it is awake
 
 
 class CommandKind(StrEnum):
@@ -138,6 +155,22 @@ class Policy:
     min_stay_s: float = 2.0  # a busy engine keeps its turn this long after a wake; 0 = no minimum stay
     priority_worth_s: float = 30.0  # one step of priority weighs like this much waiting
     drain_bound_s: float = 5.0  # in-flight work may finish this long before it is frozen
+    longest_wait_s: float | None = None  # a wish this old goes before all others and ends their turns; None: none does
+    urgency: bool = False  # wishes go by seconds waited a second of swap, not by the oldest wait alone
+    swap_share: float | None = (
+        None  # contended turns last until swaps cost at most this share of the time; None: no turns
+    )
+    preempt: bool = False  # finishing work in flight is priced against freezing it; else drain_bound_s for all
+    drain_max_s: float = 60.0  # no priced drain is longer
+    recompute_share: float = 0.02  # of the time that a stream has run: what its next wake spends on computing it again
+    ladder: bool = False  # engines sink from awake to asleep to disk by price, where memory is wanted by others
+    idle_sleep_s: float | None = None  # idle this long: asleep, wanted or not
+    idle_sink_s: float | None = None  # asleep this long: to disk where it can
+    idle_stop_s: float | None = None  # asleep this long: stopped
+    host_high: float = 0.9  # masters may take this share of the host budget before the least wanted are dropped
+    wanted_horizon_s: float = 60.0  # what ``likely_wanted`` looks ahead
+    prewake_chance: float | None = None  # so likely wanted, an engine is woken into free room; None: never
+    elastic: bool = False  # engines that can free by bytes are asked for no more than is needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +226,7 @@ class Step:
     drain_bound_s: float = 0.0
     expected_s: float = 0.0
     bytes_per_gpu: tuple[tuple[GpuId, int], ...] = ()
+    depth: Depth | None = None  # how deep it sleeps then, where its level does not say
 
 
 @dataclass(frozen=True, slots=True)
