@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -319,7 +319,9 @@ class FakeLedger:
 class Service:
     """The loop over a fake box, as the composition root builds it over the real one."""
 
-    def __init__(self, box: Box, config: FleetConfig, ledger: FakeLedger) -> None:
+    def __init__(
+        self, box: Box, config: FleetConfig, ledger: FakeLedger, wall: Callable[[], float] = lambda: 0.0
+    ) -> None:
         self.box, self.config, self.ledger = box, config, ledger
         self.bus = EventBus(lambda: 0.0)
         self.launcher = FakeLauncher(box)
@@ -341,7 +343,7 @@ class Service:
             host=lambda: HostMemory(4000 * GIB, 4000 * GIB),
         )
         self.fleet = Fleet(config, self.traffic, lambda: 0.0)
-        self.loop = Loop(world, self.fleet, lambda: 0.0)
+        self.loop = Loop(world, self.fleet, wall)
         self.operator = Operator(self.loop, self._no_reload, "fleet.yaml")
         self._task: asyncio.Task[None] | None = None
 
@@ -438,5 +440,10 @@ def make_config(box: Box, text: str = "", **per_engine: Mapping[str, Any]) -> Fl
     return config.model_copy(update={"engines": engines})
 
 
-def make_service(box: Box, config: FleetConfig | None = None, ledger: FakeLedger | None = None) -> Service:
-    return Service(box, config or make_config(box), ledger or FakeLedger())
+def make_service(
+    box: Box,
+    config: FleetConfig | None = None,
+    ledger: FakeLedger | None = None,
+    wall: Callable[[], float] = lambda: 0.0,
+) -> Service:
+    return Service(box, config or make_config(box), ledger or FakeLedger(), wall)

@@ -35,6 +35,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     *(local.serve, local.check, local.schema, local.key, local.demo),
     *(look.status, look.engines, look.gpus, look.queue, look.plan, look.ledger, look.events),
     *(act.wake, act.sleep, act.swap, act.cordon, act.reload),
+    *(act.reserve, look.reservations, act.unreserve),
 )
 for _command in _COMMANDS:
     app.command()(_command)

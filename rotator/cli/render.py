@@ -107,6 +107,30 @@ def queue(entries: Iterable[Mapping[str, Any]]) -> Table:
     )
 
 
+def calendar(view: Mapping[str, Any]) -> Group | None:
+    """None where it is empty."""
+    entries = sorted([*view["windows"], *view["reservations"]], key=lambda e: float(e["begins_wall_s"]))
+    parts: list[Any] = []
+    if entries:
+        parts.append(
+            table("calendar", ("what", "engines", "from", "until", "priority#", "state"), map(_entry, entries))
+        )
+    if view["default_engines"]:
+        after = view["default_after_s"]
+        when = "after a window" if after is None else f"after a window, or {after:.0f} s without use of the others"
+        parts.append(Text(f"  returns to {', '.join(view['default_engines'])} {when}", style="dim"))
+    return Group(*parts) if parts else None
+
+
+def _entry(e: Mapping[str, Any]) -> tuple[Any, ...]:
+    what = f"window {e['name']}" if e["id"] is None else f"reservation {e['id']}"
+    state = Text("in force", style="green") if e["in_force"] else Text("to come", style="dim")
+    if e["in_force"] and e["waived"]:
+        state = Text(f"in force without {', '.join(e['waived'])}", style="yellow")
+    what += f" ({e['note']})" if e["note"] else ""
+    return what, ", ".join(e["engines"]), e["begins"], e["ends"], e["priority"], state
+
+
 def rows(name: str, found: Sequence[Mapping[str, Any]]) -> Table:
     columns = list(found[0]) if found else []
     return table(name, columns, ([_cell(c, row.get(c)) for c in columns] for row in found))

@@ -190,6 +190,23 @@ def collisions(
                     yield at_s, window, name, conflict
 
 
+def clashes(
+    gpus: Mapping[GpuId, Gpu], engines: Mapping[EngineName, Engine], new: Window, others: Iterable[Window]
+) -> Iterator[tuple[float, EngineName, Conflict]]:
+    """Moments at which an engine of the ``new`` window would not fit beside all the others, which come first."""
+    around = tuple(w for w in others if w.begins_s < new.ends_s and w.ends_s > new.begins_s)
+    for at_s in sorted({max(w.begins_s, new.begins_s) for w in (*around, new)}):
+        bookings = Bookings(gpus, engines.values())
+        for window in in_force(around, at_s):
+            for name in window.engines:
+                if name in engines:
+                    bookings.book(engines[name], window)
+        for name in new.engines:
+            conflict = bookings.book(engines[name], new)
+            if conflict is not None:
+                yield at_s, name, conflict
+
+
 # -- default engines -------------------------------------------------------------------------------------------------
 
 

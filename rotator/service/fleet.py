@@ -10,7 +10,7 @@ from typing import Literal
 from rotator.config import GIB, EngineConfig, FleetConfig
 from rotator.core import lifecycle, policy
 from rotator.core.lifecycle import Event
-from rotator.core.values import Command, Demand, Depth, Engine, Gpu, GpuId, Snapshot, State
+from rotator.core.values import Calendar, Command, Demand, Depth, Engine, Gpu, GpuId, Snapshot, State
 from rotator.ports import EngineRecord, GpuInfo, GpuReading, Handle, LaunchSpec, Recovered, Residency
 from rotator.service.owner import Facts
 from rotator.service.records import EngineRuntime, GpuRecord
@@ -18,6 +18,7 @@ from rotator.service.traffic import Traffic
 from rotator.service.wording import Wording
 
 _VLLM_SHARE = 0.92  # vLLM's own default for --gpu-memory-utilization (0.9 until 0.14; 0.92 is the safer plan)
+NO_CALENDAR = Calendar()
 _COST_UNKNOWN_WAKE_S = 5.0
 _COST_UNKNOWN_SLEEP_S = 2.0
 _COST_UNKNOWN_START_S = 90.0
@@ -114,7 +115,13 @@ class Fleet:
 
     # -- what the planner sees ---------------------------------------------------------------------------------------
 
-    def snapshot(self, now_s: float, claimed: frozenset[GpuId], commands: tuple[Command, ...]) -> Snapshot:
+    def snapshot(
+        self,
+        now_s: float,
+        claimed: frozenset[GpuId],
+        commands: tuple[Command, ...],
+        calendar: Calendar = NO_CALENDAR,
+    ) -> Snapshot:
         return Snapshot(
             now_s=now_s,
             gpus={
@@ -127,6 +134,7 @@ class Fleet:
             claimed=claimed,
             commands=commands,
             policy=self.config.policies.core(),
+            calendar=calendar,
         )
 
     def host_used_bytes(self) -> int:

@@ -31,6 +31,7 @@ from rotator.core.values import (
 from rotator.ports import GpuReading, Handle, Recovered
 from rotator.service.adoption import Adopter
 from rotator.service.burial import Undertaker
+from rotator.service.calendar import Keeper
 from rotator.service.commands import Desk
 from rotator.service.fleet import Fleet
 from rotator.service.journal import plan_json
@@ -74,6 +75,7 @@ class Loop:
         self.desk = Desk(self)
         self.recorder = Recorder(world.ledger, wall)
         self.adopter = Adopter(world, self)
+        self.calendar = Keeper(world)
         self.active: dict[str, ActiveSwap] = {}
         self.last_plan = Plan()
         self.adopting = True
@@ -138,7 +140,13 @@ class Loop:
         return frozenset(moving).union(*(a.swap.gpus for a in self.active.values()))
 
     def snapshot(self, commands: tuple[Command, ...] = ()) -> Snapshot:
-        return self.fleet.snapshot(self.now_s(), self.claimed(), commands)
+        last_used_s = {e.name: self.world.traffic.last_used_s(e.name) for e in self.fleet.engines.values()}
+        calendar = self.calendar.snapshot(self.now_s(), self._wall(), last_used_s)
+        return self.fleet.snapshot(self.now_s(), self.claimed(), commands, calendar)
+
+    def calendar_is_due(self) -> bool:
+        """Whether a window or reservation begins or ends now."""
+        return not self.adopting and self.calendar.is_due(self._wall())
 
     def plan_for(self, commands: tuple[Command, ...]) -> Plan:
         """A plan that nobody carries out."""
@@ -158,10 +166,15 @@ class Loop:
     def now_s(self) -> float:
         return asyncio.get_running_loop().time()
 
+    def wall_s(self) -> float:
+        """Unix seconds: for people, zones and what outlives the service."""
+        return self._wall()
+
     # -- the task ----------------------------------------------------------------------------------------------------
 
     async def run(self, recovered: Recovered) -> None:
         """Adopt what runs, then decide until cancelled."""
+        self.calendar.restore(recovered.reservations)
         adoption = asyncio.create_task(self._adopt(recovered))
         recording = asyncio.create_task(self.recorder.run())
         try:
@@ -232,6 +245,8 @@ class Loop:
         engine.reason = self.fleet.wording().text(engine.reason)
         for gpu in engine.gpus:
             self.fleet.gpus[gpu].moved_at_s = self.now_s()
+        if engine.state is State.AWAKE:
+            self.calendar.woke(name)
         self._gates(engine, event, engine.reason)
         self.recorder.note(engine)
         data: dict[str, Any] = {"state": engine.state.value, "event": event.value, "reason": engine.reason}
@@ -352,6 +367,7 @@ class Loop:
         if not self.world.ledger.healthy:
             return  # no room in the journal: nothing starts; the ledger tries again by itself
         self.desk.drop_expired(self.now_s())
+        self.calendar.advance(self.now_s(), self._wall())
         self.last_plan = self._plan(self.desk.pending_commands())
         for swap in self.last_plan.swaps:
             self._begin(swap)
@@ -385,18 +401,27 @@ class Loop:
         if admit is None or active.commands or active.swap.command or admit.engine not in self.fleet.engines:
             return True
         engine, traffic = self.fleet.engines[admit.engine], self.world.traffic
-        return engine.preload or traffic.waiting(engine.name) > 0 or traffic.in_flight(engine.name) > 0
+        asked = traffic.waiting(engine.name) > 0 or traffic.in_flight(engine.name) > 0
+        return asked or engine.preload or self.calendar.wants(engine.name)
 
     def _answer_blocked(self, blocked: Blocked) -> None:
         if blocked.command is not None:
             self.desk.blocked(blocked)
-        elif blocked.kind in HOPELESS and self.world.traffic.waiting(blocked.engine):
+        elif self._is_hopeless(blocked) and self.world.traffic.waiting(blocked.engine):
             if blocked.kind in BY_BYTES and self.world.traffic.oldest_wait_s(blocked.engine) < BYTES_GRACE_S:
                 return  # a process that is just ending may still hold them: the next readings tell
             # Waiting cannot help: whoever waits learns why now. The next one who comes makes us look again.
             self.world.traffic.fail(blocked.engine, f"{blocked.engine} cannot be had: {blocked.reason}")
             if self.fleet.engines[blocked.engine].state is not State.QUARANTINED:
                 self.world.traffic.clear_failure(blocked.engine)
+
+    def _is_hopeless(self, blocked: Blocked) -> bool:
+        """Whether waiting cannot help: it lasts, or the calendar lasts longer than anybody may wait."""
+        if blocked.kind is not BlockKind.HELD:
+            return blocked.kind in HOPELESS
+        engine = self.fleet.engines[blocked.engine].config
+        patience_s = engine.wait_deadline_s or self.world.config.gateway.wait_deadline_s
+        return blocked.until_s is not None and blocked.until_s - self.now_s() > patience_s
 
     def _arm(self, at_s: float | None) -> None:
         if self._alarm is not None:
@@ -420,7 +445,9 @@ class Loop:
         for active in self.active.values():
             if active.swap.admit and active.swap.admit.engine == name:
                 return max(0.5, active.swap.expected_s - (now - active.begun_at_s))
-        return policy.eta_s(self.snapshot(), name)
+        estimate = policy.eta_s(self.snapshot(), name)
+        held_s = (b.until_s - now for b in self.last_plan.blocked if b.engine == name and b.until_s is not None)
+        return None if estimate is None else max(estimate, *held_s, 0.0)
 
     def request_ended(self, model: str, waited_s: float, outcome: str) -> None:
         self.world.ledger.count_request(model, waited_s=waited_s, outcome=outcome)

@@ -20,6 +20,7 @@ _ATTACHED_EVERY_S = 5.0
 _IDLE_EVERY_S = 1.0
 _IDLE_COMMAND_S = 60.0
 _SUSPECT_S = 2.0
+_CALENDAR_EVERY_S = 1.0
 
 
 class Timers:
@@ -40,6 +41,7 @@ class Timers:
         self._every(_PIDS_EVERY_S, self._read_pids)
         self._every(_ATTACHED_EVERY_S, self._look_for_attached)
         self._every(_IDLE_EVERY_S, self._sleep_idle)
+        self._every(_CALENDAR_EVERY_S, self._look_at_calendar)
         self._scheduler.start()
         self._suspicion = asyncio.create_task(self._ask_suspects())
 
@@ -99,6 +101,11 @@ class Timers:
             if away and engine.retry_at_s <= now:
                 await self._loop.adopter.adopt_attached(engine)
 
+    async def _look_at_calendar(self) -> None:
+        """By the wall clock, which may be set: the planner's own alarm is on the loop's."""
+        if self._loop.calendar_is_due():
+            self._loop.tick()
+
     async def _sleep_idle(self) -> None:
         loop = self._loop
         idle_s = loop.world.config.policies.idle_sleep_s
@@ -106,7 +113,8 @@ class Timers:
             return
         used = {e.name: max(loop.world.traffic.last_used_s(e.name), e.awake_since_s) for e in loop.all_runtimes()}
         asked = {command.engine for command in loop.desk.pending_commands()}
-        commands = tuple(c for c in policy.idle_sleepers(loop.snapshot(), used, idle_s) if c.engine not in asked)
+        sleepers = policy.idle_sleepers(loop.snapshot(), used, idle_s)
+        commands = tuple(c for c in sleepers if c.engine not in asked and not loop.calendar.wants(c.engine))
         if commands:
             answers = tuple(asyncio.get_running_loop().create_future() for _ in commands)
             for answer in answers:
