@@ -109,9 +109,9 @@ def answer(connection: Connection, asked: Question) -> Page:
 
 def _condition(table: str, shelf: Shelf, name: str, value: str) -> ColumnElement[bool]:
     if name == "since":
-        return shelf.table.c[shelf.time] >= _time(name, value)
+        return shelf.table.c[shelf.time] >= moment(name, value)
     if name == "until":
-        return shelf.table.c[shelf.time] < _time(name, value)
+        return shelf.table.c[shelf.time] < moment(name, value)
     if name not in shelf.filters:
         raise ValueError(f"no filter '{name}' for {table}: there are {', '.join((*shelf.filters, 'since', 'until'))}")
     column = shelf.table.c[name]
@@ -140,7 +140,7 @@ def _integer(value: str) -> int:
     return number
 
 
-def _time(name: str, value: str) -> float:
+def moment(name: str, value: str) -> float:
     """Unix seconds, or ISO 8601 (UTC where it names no zone)."""
     try:
         return float(value)

@@ -152,15 +152,26 @@ def _ensure(connection: Connection, table: Table, key: str, value: str, now_wall
 def recover(connection: Connection, now_wall_s: float) -> Recovered:
     """Everything an earlier life left. Leases that have expired meanwhile are deleted."""
     connection.execute(delete(LEASES).where(LEASES.c.expires_wall_s <= now_wall_s))
-    engines = [_engine(row) for row in connection.execute(select(ENGINES))]
     opened = select(TRANSITIONS).where(TRANSITIONS.c.result == OPEN).order_by(TRANSITIONS.c.id)
+    known = measured(connection)
     return Recovered(
-        engines={record.engine: record for record in engines},
-        residencies=tuple(Residency(*row) for row in connection.execute(select(*list(RESIDENCIES.c)[:6]))),
+        engines=known.engines,
+        residencies=known.residencies,
         leases=tuple(Lease(*row) for row in connection.execute(select(*list(LEASES.c)[:4]))),
         open_transitions=tuple(_open_transition(row) for row in connection.execute(opened)),
         cordons=frozenset(connection.execute(select(GPUS.c.id).where(GPUS.c.cordoned)).scalars()),
         reservations=keep.reservations(connection, now_wall_s),
+    )
+
+
+def measured(connection: Connection) -> Recovered:
+    """What is known of engines and their bytes, and nothing of what was under way."""
+    engines = [_engine(row) for row in connection.execute(select(ENGINES))]
+    return Recovered(
+        engines={record.engine: record for record in engines},
+        residencies=tuple(Residency(*row) for row in connection.execute(select(*list(RESIDENCIES.c)[:6]))),
+        leases=(),
+        open_transitions=(),
     )
 
 
