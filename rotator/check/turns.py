@@ -73,5 +73,6 @@ def _windows(fleet: FleetConfig, now_wall_s: float) -> Iterator[Window]:
         spans = list(recurrence.spans(now_wall_s, now_wall_s + HORIZON_S))
         if not spans and (following := recurrence.next_after(now_wall_s)) is not None:
             spans = [following]
+        said = f"window '{window.name}'"
         for span in spans:
-            yield Window(f"window '{window.name}'", window.engines, span.begins_wall_s, span.ends_wall_s, window.priority)
+            yield Window(said, window.engines, span.begins_wall_s, span.ends_wall_s, window.priority)
