@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from rotator.core.lifecycle import is_moving
-from rotator.core.values import BlockKind, Depth, Engine, Gpu, GpuId, State
+from rotator.core.values import BlockKind, Depth, Engine, EngineName, Gpu, GpuId, Snapshot, State
 
 GIB = 1 << 30
 
@@ -144,6 +144,15 @@ class Room:
             return BlockKind.NEVER_FITS, within
         within = self.most[gpu] + own
         return (BlockKind.PINNED, within) if wanted > within else None
+
+
+def lacking(snapshot: Snapshot, engine: EngineName) -> str | None:
+    """What the engine lacks to wake or start as things stand, in words; None where it fits."""
+    room, wished = Room(snapshot.gpus, snapshot.engines.values()), snapshot.engines[engine]
+    for gpu, size in zip(wished.gpus, need(wished, room.charged[engine]), strict=True):
+        if size > max(0, room.free[gpu]):
+            return f"{engine} needs {gib(size)} more on {gpu} and {gib(max(0, room.free[gpu]))} are free now"
+    return None
 
 
 def never_fits(gpus: Mapping[GpuId, Gpu], engines: Iterable[Engine]) -> tuple[str, ...]:

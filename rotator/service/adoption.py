@@ -14,6 +14,7 @@ from rotator.ports import (
     EngineUnreachable,
     GpuReading,
     Handle,
+    LaunchError,
     LaunchSpec,
     LedgerError,
     OpenTransition,
@@ -30,6 +31,7 @@ from rotator.service.world import World
 
 _log = logging.getLogger(__name__)
 _CALL_S = 10.0
+_LOOK_AGAIN_S = 5.0
 _LATE_WAKE_S = 2.0  # a wake that an earlier life asked for shows within this, or twice as long as its wakes take
 
 
@@ -37,6 +39,7 @@ class Adopter:
     def __init__(self, world: World, owner: Owner) -> None:
         self._world = world
         self._owner = owner
+        self._waiting: set[asyncio.Task[None]] = set()  # engines whose launcher did not answer
 
     async def adopt_all(self, recovered: Recovered) -> None:
         """Bring every configured engine to a true state, and end what is no longer configured."""
@@ -44,13 +47,12 @@ class Adopter:
         for transition in recovered.open_transitions:
             open_by_engine.setdefault(transition.intent.engine, []).append(transition)
         runtimes = list(self._owner.all_runtimes())
-        await asyncio.gather(*(self._adopt(e, open_by_engine.get(e.name, [])) for e in runtimes))
+        await asyncio.gather(*(self._adopt(e, open_by_engine.pop(e.name, [])) for e in runtimes))
         names = {e.name for e in runtimes}
         await asyncio.gather(*(self._end_orphan(r) for n, r in recovered.engines.items() if n not in names))
         await self._drop_leases(recovered)
-        for name, transitions in open_by_engine.items():
-            state = self._owner.runtime(name).state if name in names else State.STOPPED
-            await self._resolve(transitions, state)
+        for transitions in open_by_engine.values():  # of engines that are no longer configured
+            await self._resolve(transitions, State.STOPPED)
 
     async def _drop_leases(self, recovered: Recovered) -> None:
         """Claims of transitions that an earlier life began: what they were for has been asked for and settled."""
@@ -65,14 +67,30 @@ class Adopter:
         await self._adopt(engine, [])
 
     async def _adopt(self, engine: EngineRuntime, unfinished: list[OpenTransition]) -> None:
-        launcher = self._world.launchers[engine.config.launcher]
-        ref = engine.handle.ref if engine.handle else None
         try:
-            handle = await launcher.find(engine.spec, ref)
+            await self._find(engine, unfinished)
         except Exception as e:
-            _log.exception("finding %s", engine.name)
-            await self._owner.learned(engine.name, Facts(f"could not be looked for: {e}"))
+            if not isinstance(e, LaunchError):
+                _log.exception("adopting %s", engine.name)
+            await self._owner.learned(engine.name, Facts(f"could not be looked for: {e}", unseen=True))
+            if engine.config.launcher != "attach":  # those are looked for again and again in any case
+                again = asyncio.create_task(self._adopt_later(engine, unfinished))
+                self._waiting.add(again)
+                again.add_done_callback(self._waiting.discard)
             return
+        await self._owner.learned(engine.name, Facts("", unseen=False))
+        await self._resolve(unfinished, engine.state)
+
+    async def _adopt_later(self, engine: EngineRuntime, unfinished: list[OpenTransition]) -> None:
+        """Until its launcher answers nobody knows whether it runs: nothing begins on its GPUs, least of all a second
+        one of it."""
+        await asyncio.sleep(_LOOK_AGAIN_S)
+        await self._adopt(engine, unfinished)
+
+    async def _find(self, engine: EngineRuntime, unfinished: list[OpenTransition]) -> None:
+        """Raises LaunchError where its launcher cannot tell."""
+        launcher = self._world.launchers[engine.config.launcher]
+        handle = await launcher.find(engine.spec, engine.handle.ref if engine.handle else None)
         if handle is None:
             await self._owner.learned(engine.name, Facts("not running when the service started", held_bytes={}))
             return
@@ -196,13 +214,8 @@ class Adopter:
 
     async def _resolve(self, transitions: list[OpenTransition], state: State) -> None:
         for transition in transitions:
-            try:
-                await self._world.ledger.close_transition(
-                    transition.id,
-                    Outcome("resolved", state, "the service was not there when it ended; engine and GPUs were asked"),
-                )
-            except LedgerError as e:
-                _log.error("journal: transition %d not resolved: %s", transition.id, e)
+            why = "the service was not there when it ended; engine and GPUs were asked"
+            await self._world.journal.close(transition.id, Outcome("resolved", state, why))
 
 
 def _merge(

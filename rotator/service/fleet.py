@@ -61,6 +61,8 @@ class Fleet:
         for name in ("wake_s", "sleep_s", "start_s"):
             if (measured := getattr(facts, name)) is not None:
                 setattr(engine.costs, name, policy.smooth(getattr(engine.costs, name), measured))
+        if facts.unseen is not None:
+            engine.unseen = facts.unseen
         engine.counters.bytes_moved += facts.moved_bytes
 
     def _count(self, engine: EngineRuntime, event: Event, now_s: float) -> None:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from rotator.core import policy
 from rotator.core.lifecycle import Event, LifecycleError, is_moving
+from rotator.core.placement import lacking
 from rotator.core.planner import plan as make_plan
 from rotator.core.values import (
     Blocked,
@@ -134,9 +135,13 @@ class Loop:
     async def wanted(self, active: ActiveSwap) -> bool:
         return await self.do(lambda: self._is_wanted(active))
 
+    async def lacking(self, engine: EngineName) -> str | None:
+        return await self.do(lambda: lacking(self.snapshot(), engine))
+
     def claimed(self) -> frozenset[GpuId]:
-        """GPUs on which something moves: swaps under way, and engines that start, stop or are being buried."""
-        moving = (gpu for e in self.fleet.engines.values() if is_moving(e.state) for gpu in e.gpus)
+        """GPUs on which something moves: swaps under way, and engines that start, stop, are being buried, or of which
+        nobody could tell yet whether they run."""
+        moving = (gpu for e in self.fleet.engines.values() if is_moving(e.state) or e.unseen for gpu in e.gpus)
         return frozenset(moving).union(*(a.swap.gpus for a in self.active.values()))
 
     def snapshot(self, commands: tuple[Command, ...] = ()) -> Snapshot:

@@ -89,6 +89,7 @@ class EngineRuntime:
     after_stop: Event = Event.GONE
     watch: asyncio.Task[None] | None = None
     unhealthy_probes: int = 0
+    unseen: bool = False  # nobody could tell whether it runs: its launcher did not answer
 
     @property
     def name(self) -> str:

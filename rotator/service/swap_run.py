@@ -58,6 +58,9 @@ class SwapRunner:
         elif not await self._owner.wanted(active):
             active.error = f"nobody waits for {admit.engine} any more"
             await self._abandon(entry, admit, active.error)
+        elif lacking := await self._owner.lacking(admit.engine):
+            active.error = lacking
+            await self._abandon(entry, admit, active.error)
         else:
             await self._admitter.run(admit, active, entry)
 

@@ -16,6 +16,7 @@ GRACE_S = 1.0  # over a waiting request's deadline
 CAUSE_S = 60.0  # an engine is condemned within this of what was wrong with it
 NEWS_S = 6.0  # what happened to a GPU's bytes so lately, a plan may not know yet
 TURN_S = 0.05
+UNFIT = "found running, but unfit"  # it passes through a live state on its way out: nothing is begun
 
 
 class Judge:
@@ -113,7 +114,7 @@ class Judge:
         if event.engine is None or not event.kind.startswith("engine."):
             return
         state, cause = event.data.get("state"), event.data.get("event")
-        if state in (State.WAKING, State.STARTING):
+        if state in (State.WAKING, State.STARTING) and UNFIT not in str(event.data.get("reason")):
             self._known_to_fit(life, event.engine)
         if cause in ("fault", "lied"):
             self._condemned_at_s.append((event.engine, self._world.now(), str(cause)))

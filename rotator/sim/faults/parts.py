@@ -198,21 +198,19 @@ class DiskWorker(Worker):
     def _begin_work(self) -> None:
         self._world.spawn(self._work_virtually())
 
-    @property
     def _is_dead(self) -> bool:
         return self._life is not None and self._life.dead
 
     async def _work_virtually(self) -> None:
-        while (job := await self._line.next()) is not None and not self._is_dead:
+        while (job := await self._line.next()) is not None and not self._is_dead():
             if not self._begin(job):
                 continue
             await self._disk.seek()
-            if self._is_dead:
-                return
-            if "writer" in self._name:
+            if not self._is_dead() and "writer" in self._name:
                 self._world.on_effect("commit")
-            if not self._is_dead:
-                job.run()
+            if self._is_dead():
+                return
+            job.run()
             await self._disk.seek()
             self._end(job)
 

@@ -181,7 +181,8 @@ class _Run:
 
     async def _check_ledger(self, life: ServiceLife) -> None:
         """After a recovery the ledger agrees with the devices, unless something else happens first."""
-        begun, differences = self.world.now(), ("",)
+        begun = self.world.now()
+        differences: tuple[str, ...] = ()
         shakes = self._shakes()
         while self.world.now() - begun < CHECK_S:
             await asyncio.sleep(TICK_S)

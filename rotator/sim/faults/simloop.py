@@ -19,11 +19,13 @@ class SimLoop(VirtualTimeLoop):
         self.connect: Connect | None = None
         self.set_task_factory(_make_task)
 
-    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
+    def call_at(  # type: ignore[override]  # its own types are not written down in all releases
+        self, when: float, callback: Any, *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
         """A timer always moves the clock, be it by its smallest step: who waits for a rest of a rounding error gets on."""
         return super().call_at(max(when, self.time() + TICK_S), callback, *args, context=context)
 
-    async def create_connection(  # type: ignore[override]  # only what the gateway's pool asks for
+    async def create_connection(
         self, protocol_factory: Callable[[], Any], host: Any = None, port: Any = None, **_: Any
     ) -> tuple[asyncio.Transport, Any]:
         if self.connect is None:
