@@ -101,8 +101,10 @@ class Journal:
         to_state: State,
         reason: str,
         plan: Mapping[str, Any] | None = None,
+        decision: str | None = None,
     ) -> Entry:
-        """Write the intent. Raises LedgerError: then nothing may start."""
+        """Write the intent. Raises LedgerError: then nothing may start. ``decision`` is what the swap was decided from,
+        packed; once a swap is enough."""
         name = action.value if isinstance(action, Action) else action
-        intent = Intent(swap_id, engine, name, from_state, to_state, reason, plan or {}, self.wall())
+        intent = Intent(swap_id, engine, name, from_state, to_state, reason, plan or {}, self.wall(), decision)
         return Entry(self, await self._ledger.open_transition(intent))

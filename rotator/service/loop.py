@@ -158,7 +158,10 @@ class Loop:
         return self._plan((*self.desk.pending_commands(), *commands))
 
     def _plan(self, commands: tuple[Command, ...]) -> Plan:
-        return self.fleet.wording().plan(make_plan(self.snapshot(commands)))
+        return self._plan_from(self.snapshot(commands))
+
+    def _plan_from(self, snapshot: Snapshot) -> Plan:
+        return self.fleet.wording().plan(make_plan(snapshot))
 
     async def settled(self) -> None:
         """Return when nothing is in flight and no swap is under way."""
@@ -373,9 +376,10 @@ class Loop:
             return  # no room in the journal: nothing starts; the ledger tries again by itself
         self.desk.drop_expired(self.now_s())
         self.calendar.advance(self.now_s(), self._wall())
-        self.last_plan = self._plan(self.desk.pending_commands())
+        snapshot = self.snapshot(self.desk.pending_commands())
+        self.last_plan = self._plan_from(snapshot)
         for swap in self.last_plan.swaps:
-            self._begin(swap)
+            self._begin(swap, snapshot)
         for blocked in self.last_plan.blocked:
             self._answer_blocked(blocked)
         self._arm(self.last_plan.look_again_at_s)
@@ -384,9 +388,9 @@ class Loop:
         """Whether streams are frozen: also while the service winds down they get their turn, so that they can end."""
         return any(self.world.traffic.frozen(e.name) for e in self.fleet.engines.values() if e.state is State.ASLEEP)
 
-    def _begin(self, swap: Swap) -> None:
+    def _begin(self, swap: Swap, seen: Snapshot) -> None:
         id = f"s{self._life}-{next(self._numbers)}"
-        active = ActiveSwap(id, swap, self.now_s(), self._wall(), self.desk.begun(id, swap))
+        active = ActiveSwap(id, swap, self.now_s(), self._wall(), self.desk.begun(id, swap), seen)
         self.active[id] = active
         self.world.bus.publish("swap.begun", swap.admit.engine if swap.admit else None, id=id, plan=plan_json(swap))
         active.task = asyncio.create_task(self._runner.run(active))

@@ -173,6 +173,7 @@ class ActiveSwap:
     begun_at_s: float
     begun_wall_s: float
     commands: tuple[Command, ...] = ()
+    seen: values.Snapshot | None = None  # what it was decided from
     unwanted: asyncio.Event = field(default_factory=asyncio.Event)
     phases_s: dict[str, float] = field(default_factory=dict)
     error: str | None = None

@@ -7,6 +7,7 @@ from rotator.core.values import Action, State, Step
 from rotator.ports import LedgerError
 from rotator.service.admission_run import Admitter
 from rotator.service.burial import Undertaker
+from rotator.service.decisions import pack
 from rotator.service.eviction_run import Evictor
 from rotator.service.journal import Entry, plan_json
 from rotator.service.owner import Owner
@@ -75,10 +76,16 @@ class SwapRunner:
             for step in steps:
                 state = self._owner.runtime(step.engine).state
                 entries[step.engine] = await self._world.journal.open(
-                    active.id, step.engine, step.action, state, _AIMS[step.action], step.reason, plan
+                    active.id, step.engine, step.action, state, _AIMS[step.action], step.reason, plan, _decision(active)
                 )
         except LedgerError:
             for name, entry in entries.items():
                 await entry.close("abandoned", self._owner.runtime(name).state, error="the journal cannot be written")
             raise
         return entries
+
+
+def _decision(active: ActiveSwap) -> str | None:
+    """What the swap was decided from, for the first of its intents."""
+    seen, active.seen = active.seen, None
+    return None if seen is None else pack(seen)

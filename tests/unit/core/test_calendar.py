@@ -38,11 +38,11 @@ def test_a_window_wakes_its_engine_and_says_so():
     assert swap.reason.startswith("window 'office' (until 17:00) keeps a awake")
 
 
-def test_a_window_never_forces():
+def test_a_window_never_forces_and_gives_streams_the_longest_time_to_finish():
     busy = awake("b", demand=Demand(in_flight=2))
     swap = only_swap(plan(snapshot(engine("a"), busy, calendar=calendar(window("office", "a")))))
     assert [step.force for step in swap.evict] == [False]
-    assert swap.evict[0].drain_bound_s == Policy().drain_bound_s
+    assert swap.evict[0].drain_bound_s == Policy().drain_max_s
 
 
 def test_a_window_waits_for_streams_that_may_not_be_frozen():
