@@ -14,7 +14,7 @@ below: no adapter leaks another library's exception.
     └── LedgerError          the ledger could not be read or written
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -97,8 +97,8 @@ class EngineControl(Protocol):
 
     async def served_models(self, url: str, *, deadline_s: float) -> tuple[str, ...]: ...
 
-    async def can_freeze(self, url: str, *, deadline_s: float) -> bool:
-        """Whether its release knows ``mode=keep``, so that streams survive a sleep."""
+    async def can_freeze(self, url: str, levels: Collection[Level], *, deadline_s: float) -> bool:
+        """Whether its release keeps streams through a sleep at each of these levels."""
         ...
 
     async def sleep(self, url: str, *, level: Level, abort: bool, deadline_s: float) -> None:

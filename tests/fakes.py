@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ class FakeControl:
     async def served_models(self, url: str, *, deadline_s: float) -> tuple[str, ...]:
         return ((await self._call(url, deadline_s)).name,)
 
-    async def can_freeze(self, url: str, *, deadline_s: float) -> bool:
+    async def can_freeze(self, url: str, levels: Collection[Level], *, deadline_s: float) -> bool:
         return not (await self._call(url, deadline_s)).version.startswith("0.19")
 
     async def sleep(self, url: str, *, level: Level, abort: bool, deadline_s: float) -> None:

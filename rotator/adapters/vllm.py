@@ -2,11 +2,11 @@
 query string only: a body is ignored there, so that a level sent in it would silently mean 1."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rotator.adapters.vllm_answers import PROBES, read_probe, unwelcome
-from rotator.adapters.vllm_dialect import Dialect, dialect_of
+from rotator.adapters.vllm_dialect import Dialect, Mode, dialect_of
 from rotator.adapters.vllm_http import Answer, Deadline, EngineHttp, Exchange
 from rotator.core.values import Level
 from rotator.ports import EngineError, EngineRefused, EngineUnreachable, Generation, Probe
@@ -43,8 +43,9 @@ class VllmControl:
             raise EngineUnreachable(f"{answer.where} lists no models: is it really vLLM?")
         return tuple(str(card["id"]) for card in cards if isinstance(card, dict) and "id" in card)
 
-    async def can_freeze(self, url: str, *, deadline_s: float) -> bool:
-        return (await self._dialect(url, Deadline(deadline_s))).knows_mode
+    async def can_freeze(self, url: str, levels: Collection[Level], *, deadline_s: float) -> bool:
+        dialect = await self._dialect(url, Deadline(deadline_s))
+        return dialect.knows_mode and all(dialect.sleep_mode(at, abort=False) is Mode.KEEP for at in levels)
 
     async def sleep(self, url: str, *, level: Level, abort: bool, deadline_s: float) -> None:
         deadline = Deadline(deadline_s)

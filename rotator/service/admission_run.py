@@ -150,7 +150,7 @@ class Admitter:
             )
         if await control.is_sleeping(url, deadline_s=_CALL_S):
             await control.wake(url, level=engine.level or Level.HOST, deadline_s=engine.config.wake_deadline_s)
-        freezes = await control.can_freeze(url, deadline_s=_CALL_S)
+        freezes = await control.can_freeze(url, engine.config.levels, deadline_s=_CALL_S)
         golden, state = None, "disabled"
         if self._world.config.canary.enabled:
             golden = await canary.record(control, url, engine.config.model, self._world.config.canary)

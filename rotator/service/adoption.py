@@ -114,7 +114,7 @@ class Adopter:
         await self._answering(engine, handle)
         asleep, readings = await self._word_and_bytes(engine, pids, {t.intent.action for t in unfinished})
         version = await control.version(url, deadline_s=_CALL_S)
-        freezes = await control.can_freeze(url, deadline_s=_CALL_S)
+        freezes = await control.can_freeze(url, engine.config.levels, deadline_s=_CALL_S)
         held = held_by(readings, pids)
         facts = Facts("", version=version, freezes=freezes, pids=pids, held_bytes=held)
         if asleep:

@@ -78,12 +78,13 @@ class Undertaker:
 
     async def _end(self, engine: EngineRuntime, grace_s: float) -> str | None:
         """None when nothing of it is left, else what stands in the way. A start whose answer was lost may have left a
-        process that nobody has a handle of: it is looked for."""
+        process that nobody has a handle of (or only that of an earlier launch): it is looked for."""
         launcher = self._world.launchers[engine.config.launcher]
         try:
-            handle = engine.handle or await launcher.find(engine.spec, None)
-            if handle is not None:
-                await launcher.stop(handle, grace_s=grace_s)
+            if engine.handle is not None:
+                await launcher.stop(engine.handle, grace_s=grace_s)
+            if (left := await launcher.find(engine.spec, None)) is not None:
+                await launcher.stop(left, grace_s=grace_s)
         except LaunchError as e:
             return str(e)
         return None

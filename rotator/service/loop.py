@@ -64,6 +64,7 @@ HOPELESS = frozenset(
 )
 BY_BYTES = frozenset({BlockKind.NEVER_FITS, BlockKind.HOST_RAM})
 BYTES_GRACE_S = 3.0
+NEWS_BYTES = 64 << 20
 _OPENS = {Event.STARTED, Event.WOKE, Event.ADOPTED_AWAKE, Event.DRAIN_ABANDONED}
 _ENDS = {Event.GONE: "stopped", Event.GONE_FAULTY: "failed", Event.GONE_LIAR: "quarantined"}
 
@@ -275,6 +276,8 @@ class Loop:
             traffic.clear_failure(name)
         elif event in _ENDS:
             traffic.release_hold(name)
+            if event is Event.GONE:
+                traffic.clear_failure(name)  # stopped by wish: the next request may have it started anew
             self._after_the_end(engine, event)
         else:
             traffic.close(name)
@@ -356,12 +359,16 @@ class Loop:
         record = self.fleet.gpus.get(gpu)
         if record is None:
             return
-        before = record.health
+        before, here = record.health, [e for e in self.fleet.engines.values() if gpu in e.gpus]
+        charged = [engine.charge_on(gpu) for engine in here]
         self.fleet.read(gpu, reading, error, claimed=gpu in self.claimed(), current=begun_at_s >= record.moved_at_s)
         if record.health is not before:
             self.world.bus.publish(f"gpu.{record.health.value}", gpu=gpu, reason=error or "it answers again")
+        for engine, known in zip(here, charged, strict=True):
+            if abs(engine.charge_on(gpu) - known) > NEWS_BYTES and not is_moving(engine.state):
+                self.recorder.note(engine)  # it was not measured when it came here, or it has grown since
         if reading is not None:
-            holders = {e.name: e.charge_on(gpu) for e in self.fleet.engines.values() if gpu in e.gpus}
+            holders = {e.name: e.charge_on(gpu) for e in here}
             holders["(foreign)"] = record.foreign_bytes
             self.world.ledger.sample_vram(self._wall(), gpu, reading.used_bytes, holders)
 
