@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import typer
 
 from rotator import __version__
-from rotator.cli import act, local, look, replay, simulate
+from rotator.cli import act, local, look, replay, simulate, soak
 from rotator.cli.client import Transport
 from rotator.cli.errors import EPILOG, PROBLEM, CliError
 
@@ -37,7 +37,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     *(act.wake, act.sleep, act.swap, act.cordon, act.reload),
     *(act.reserve, look.reservations, act.unreserve),
     replay.replay,
-    *(simulate.simulate, simulate.trace),
+    *(simulate.simulate, simulate.trace, soak.soak),
 )
 for _command in _COMMANDS:
     app.command()(_command)

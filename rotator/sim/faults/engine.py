@@ -1,4 +1,4 @@
-"""A vLLM server as the service sees it, in every release's dialect, and with everything that it was seen to do wrong."""
+"""A vLLM server as the service sees it, in every release's dialect, with everything that it was seen to do wrong."""
 
 import asyncio
 import json
@@ -22,6 +22,9 @@ class Lost(Exception):
 
 class Wire(Protocol):
     """A client's connection, as far as the engine's end of it goes."""
+
+    @property
+    def busy(self) -> bool: ...
 
     def lost(self) -> None: ...
 
@@ -110,7 +113,7 @@ class Process:
         self._runs = asyncio.Event()
         self._wedged = False
         self._linger_s = 0.0
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], None] = {}  # in order: a set's would change from run to run
         self._runs.set()
         self.do(self._boot())
 
@@ -125,9 +128,14 @@ class Process:
     def do(self, work: Any) -> "asyncio.Task[Any]":
         """Work of the process's own: it dies with it."""
         task = self.world.spawn(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._done)
         return task
+
+    def _done(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.pop(task, None)
+        if not task.cancelled():
+            task.exception()  # whoever asked may be gone by now
 
     def begin(self, operation: str) -> None:
         self.operation = operation
@@ -233,7 +241,7 @@ class Process:
 
     async def _stands(self) -> None:
         """Nothing that reaches the engine's core is answered while it is wedged."""
-        while self._wedged:
+        while self._wedged:  # noqa: ASYNC110 — virtual time: looking again costs nothing
             await asyncio.sleep(0.5)
 
     async def _question(self, path: str) -> Reply:
@@ -271,10 +279,12 @@ class Process:
     async def _sleep(self, level: int, mode: str) -> Reply:
         fault = self.engine.take("sleep")
         how, seconds = (fault.how, fault.seconds) if fault else ("", 0.0)
-        self._runs.clear()
         if mode == "abort":
             for wire in tuple(self.wires):
                 wire.finish_early()
+        while mode == "wait" and any(wire.busy for wire in self.wires):  # noqa: ASYNC110 — virtual time
+            await asyncio.sleep(0.1)
+        self._runs.clear()
         if how == "hang":
             await asyncio.Event().wait()
         await asyncio.sleep(self.shape.sleep_s * self.world.draw(f"sleep {self.shape.name}", 0.7, 1.3))
@@ -343,6 +353,7 @@ class Process:
 
     async def _after(self, how: str, seconds: float, body: Mapping[str, Any]) -> Reply:
         """It is done; whether the answer gets there is another matter."""
+        self.operation = ""
         if how == "lost":
             raise Lost
         if how == "late":

@@ -39,7 +39,7 @@ HOWS = {
 
 
 def make_script(seed: int) -> Script:
-    rng = random.Random(seed)  # noqa: S311 — a simulation's dice
+    rng = random.Random(seed)
     shape = _shape(rng)
     faults_end_s = round(rng.uniform(40.0, 100.0), 1)
     events: list[Event] = [*_asks(rng, shape, faults_end_s), *_orders(rng, shape, faults_end_s)]

@@ -73,7 +73,8 @@ class Judge:
         self._host()
         for other in self._others(process):
             both_sleep = process.operation == other.operation == "sleep"
-            text = f"{process.shape.name} begins to {process.operation} while {other.shape.name} is in its {other.operation}"
+            begins = f"{process.shape.name} begins to {process.operation}"
+            text = f"{begins} while {other.shape.name} is in its {other.operation}"
             self.expect(both_sleep, "no two transitions on one GPU", text)
         if process.operation == "boot":
             count = len(process.engine.processes)

@@ -1,4 +1,4 @@
-"""One life of the service, wired as the composition root does, over simulated parts; it can be killed at any instant."""
+"""One life of the service, wired as the composition root does, over simulated parts; it can be killed at will."""
 
 import asyncio
 import contextvars
@@ -113,7 +113,7 @@ class ServiceLife:
         return task
 
     async def kill(self) -> None:
-        """As ``kill -9``: from now on nothing of it reaches the world, and the world takes its lock and sockets back."""
+        """As ``kill -9``: nothing of it reaches the world any more, which takes its lock and sockets back."""
         self.dead, self.up = True, False
         while self._tasks:
             for task in tuple(self._tasks):
@@ -154,7 +154,7 @@ class ServiceLife:
             queue_total_max=config.gateway.queue_total_max,
             on_demand=lambda _: self.loop.tick(),
             on_request_end=self._request_ended,
-            eta=lambda name: self.loop.eta_s(name),
+            eta=lambda name: self.loop.eta_s(name),  # noqa: PLW0108 — the loop is made after it
         )
         bus = Bus(wall, lambda event: self._on_event(self, event))
         world = ServiceWorld(
@@ -181,7 +181,7 @@ class ServiceLife:
         self.gateway = Gateway(
             traffic=self.traffic, directory=FleetDirectory(fleet), config=config.gateway, bus=bus, metrics=metrics
         )
-        asyncio.get_running_loop().create_task(self.loop.run(recovered))  # noqa: RUF006 — the life keeps its tasks
+        asyncio.get_running_loop().create_task(self.loop.run(recovered))
         Timers(self.loop, VirtualScheduler()).start()
         self.up = True
 

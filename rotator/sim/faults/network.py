@@ -68,7 +68,7 @@ class Network:
 
 
 class Wire(asyncio.Transport):
-    """One connection to an engine: the client's end as a transport, the engine's end as a server of chat completions."""
+    """One connection to an engine: the client's end as a transport, the engine's end as a server of completions."""
 
     def __init__(
         self, world: World, process: Process, protocol: asyncio.Protocol, on_serve: Callable[[Process, str], None]
@@ -132,6 +132,10 @@ class Wire(asyncio.Transport):
         self._world.loop.call_soon(self._protocol.connection_lost, error)
 
     # -- the engine's end --------------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        return self._serving is not None and not self._serving.done()
 
     def lost(self) -> None:
         self._end(ConnectionResetError(104, "Connection reset by peer"))

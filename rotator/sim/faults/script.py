@@ -194,9 +194,5 @@ class Script:
         head = (
             f"seed {self.seed}: {shape.gpus} GPUs of {shape.gpu_gib:g} GiB, {shape.host_budget_gib:g} GiB for masters"
         )
-        engines = [
-            f"  engine {e.name}: GPUs {list(e.gpus)}, {e.awake_gib:g} GiB awake, {e.residue_gib:g} GiB asleep, "
-            f"vLLM {e.version}, levels {list(e.levels)}{', pinned' if e.pin else ''}{', preloaded' if e.preload else ''}"
-            for e in shape.engines
-        ]
+        engines = [f"  {engine}" for engine in shape.engines]
         return [head, *engines, *(f"  {event}" for event in self.events), f"  faults end at {self.faults_end_s:g} s"]

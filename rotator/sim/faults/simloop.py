@@ -22,7 +22,7 @@ class SimLoop(VirtualTimeLoop):
     def call_at(  # type: ignore[override]  # its own types are not written down in all releases
         self, when: float, callback: Any, *args: Any, context: Any = None
     ) -> asyncio.TimerHandle:
-        """A timer always moves the clock, be it by its smallest step: who waits for a rest of a rounding error gets on."""
+        """A timer always moves the clock, be it by a little: who waits for the rest of a rounding error gets on."""
         return super().call_at(max(when, self.time() + TICK_S), callback, *args, context=context)
 
     async def create_connection(

@@ -1,4 +1,4 @@
-"""What the service stands on, simulated: GPUs with bytes, host RAM, a wall clock, and who belongs to which life of it."""
+"""What the service stands on, simulated: GPUs with bytes, host RAM, a wall clock, and its lives."""
 
 import asyncio
 import contextvars
@@ -125,7 +125,7 @@ class World:
         self._seed = seed
         self._context = contextvars.copy_context()
         self._draws: Counter[str] = Counter()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], None] = {}
 
     def now(self) -> float:
         return self.loop.time()
@@ -136,15 +136,15 @@ class World:
     def spawn(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         """Run something that is not the service's, whoever asked for it: it outlives every life of the service."""
         task = self._context.copy().run(self.loop.create_task, work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(lambda done: self._tasks.pop(done, None))
         return task
 
     def draw(self, key: str, least: float, most: float) -> float:
         """A number between the two: the n-th of this key, whatever else was drawn. So a script that lost an event still
         meets the same latencies elsewhere."""
         self._draws[key] += 1
-        return random.Random(f"{self._seed} {key} {self._draws[key]}").uniform(least, most)  # noqa: S311 — dice
+        return random.Random(f"{self._seed} {key} {self._draws[key]}").uniform(least, most)
 
     async def calm_or(self, seconds: float) -> None:
         """Return after so long, or once faults have ended."""
