@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import typer
 
 from rotator import __version__
-from rotator.cli import act, local, look, replay, simulate, soak
+from rotator.cli import act, capacity, local, look, replay, simulate, soak
 from rotator.cli.client import Transport
 from rotator.cli.errors import EPILOG, PROBLEM, CliError
 
@@ -36,7 +36,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     *(look.status, look.engines, look.gpus, look.queue, look.plan, look.ledger, look.events),
     *(act.wake, act.sleep, act.swap, act.cordon, act.reload),
     *(act.reserve, look.reservations, act.unreserve),
-    replay.replay,
+    *(capacity.capacity, replay.replay),
     *(simulate.simulate, simulate.trace, soak.soak),
 )
 for _command in _COMMANDS:

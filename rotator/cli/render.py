@@ -55,7 +55,7 @@ def engines(views: Sequence[Mapping[str, Any]]) -> Group:
         ("engine", "state", "GPUs", "held GiB", "of GiB", "wait#", "flying#", "ETA s", "canary"),
         (
             (
-                e["name"] + (" (pinned)" if e["pinned"] else ""),
+                e["name"] + (" (pinned)" if e["pinned"] else " (held)" if e["held_by"] else ""),
                 word(e["state"]),
                 ",".join(map(str, e["gpu_indices"])),
                 gib(sum(e["held_bytes"])),
