@@ -8,7 +8,7 @@ when the wall clock is set back a little; when the clock jumps over a whole wind
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -49,6 +49,10 @@ class Entry:
     zone: str
     id: int = 0
     note: str = ""
+    until: str = field(init=False, compare=False)  # its end in words: every plan shows it, and dates are slow
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "until", moment(self.ends_wall_s, self.zone))
 
     @property
     def key(self) -> tuple[str, float]:
@@ -62,7 +66,7 @@ class Entry:
         return f"reservation {self.id}" + (f" ({self.note})" if self.note else "")
 
     def window(self, begins_s: float, ends_s: float, engines: tuple[EngineName, ...]) -> values.Window:
-        return values.Window(self.said, engines, begins_s, ends_s, self.priority, moment(self.ends_wall_s, self.zone))
+        return values.Window(self.said, engines, begins_s, ends_s, self.priority, self.until)
 
 
 def moment(at_wall_s: float, where: str) -> str:
@@ -123,7 +127,7 @@ class Keeper:
         for key, entry in due.items():
             if key not in self._active and key not in self._over:
                 self._active[key] = entry
-                self._tell("calendar.begun", entry, until=moment(entry.ends_wall_s, entry.zone))
+                self._tell("calendar.begun", entry, until=entry.until)
                 changed = True
         return changed
 

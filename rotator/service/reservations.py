@@ -63,7 +63,7 @@ class Reservations:
             begins_wall_s=entry.begins_wall_s,
             ends_wall_s=entry.ends_wall_s,
             begins=moment(entry.begins_wall_s, entry.zone),
-            ends=moment(entry.ends_wall_s, entry.zone),
+            ends=entry.until,
             priority=entry.priority,
             note=entry.note,
             in_force=keeper.in_force(entry),

@@ -1,6 +1,10 @@
 """What the calendar asks the planner for, and what others are told who must wait for it."""
 
+from dataclasses import replace
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rotator.core.calendar import Bookings, collisions, in_force, resolve
 from rotator.core.planner import plan
@@ -17,7 +21,7 @@ from rotator.core.values import (
     State,
     Window,
 )
-from tests.unit.core.fleets import awake, engine, evicted, only_swap, snapshot, waiting
+from tests.unit.core.fleets import awake, engine, evicted, only_swap, snapshot, snapshots, used, waiting
 
 NOW_S = 1000.0
 
@@ -192,3 +196,46 @@ def test_the_default_engine_waits_for_the_end_of_a_window_in_its_way():
     made = plan(snapshot(engine("d"), awake("a"), calendar=held))
     assert made.swaps == ()
     assert [(b.engine, b.kind) for b in made.blocked] == [("d", BlockKind.HELD)]
+
+
+# -- any fleet, any calendar -----------------------------------------------------------------------------------------
+
+
+@st.composite
+def calendars(draw: st.DrawFn) -> Calendar:
+    names = st.lists(st.sampled_from(("e0", "e1", "e2", "gone")), min_size=1, max_size=2, unique=True).map(tuple)
+    begins = st.sampled_from((100.0, 999.0, 1000.0, 1500.0))
+    windows = [
+        Window(f"w{n}", draw(names), draw(begins), draw(st.sampled_from((1000.0, 2000.0))), draw(st.integers(-1, 1)))
+        for n in range(draw(st.integers(0, 4)))
+    ]
+    after_s = draw(st.sampled_from((None, 10.0)))
+    return Calendar(tuple(windows), draw(names), after_s, {"e1": 995.0}, {"e2": 999.0})
+
+
+@settings(max_examples=60, deadline=None)
+@given(snapshots(), calendars())
+def test_no_calendar_overcommits_forces_or_evicts_whom_it_holds(seen: Snapshot, days: Calendar):
+    seen = replace(seen, calendar=days)
+    held = resolve(seen).held
+    made = plan(seen)
+    asked = {c.engine for c in seen.commands}
+    for swap in made.swaps:
+        for step in swap.evict:
+            assert step.engine not in held or step.engine in asked
+            assert not step.force or swap.command is not None or step.engine in asked
+        if swap.admit is not None:
+            for gpu, size in swap.admit.bytes_per_gpu:
+                freed = -sum(dict(step.bytes_per_gpu).get(gpu, 0) for step in swap.evict)
+                assert used(seen, gpu) - freed + size <= max(seen.gpus[gpu].total_bytes, used(seen, gpu) - freed)
+
+
+@settings(max_examples=40, deadline=None)
+@given(snapshots(), calendars())
+def test_what_is_held_fits_together(seen: Snapshot, days: Calendar):
+    held = resolve(replace(seen, calendar=days)).held
+    for id, gpu in seen.gpus.items():
+        kept = [e for e in seen.engines.values() if id in e.gpus and (e.name in held or e.pinned)]
+        booked = sum(e.awake_bytes[e.gpus.index(id)] for e in kept if e.name in held)
+        pinned = sum(e.awake_bytes[e.gpus.index(id)] for e in kept if e.pinned and e.name not in held)
+        assert not booked or booked + pinned <= gpu.total_bytes - gpu.reserve_bytes
