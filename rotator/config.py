@@ -117,6 +117,9 @@ class EngineConfig(Section):
     )
     elastic: bool = Field(default=False, description="its allocator can free by bytes (KV cache first, then weights)")
     disk: bool = Field(default=False, description="its allocator can keep the weights' masters on disk")
+    keeps_masters: bool = Field(
+        default=False, description="its allocator keeps the weights' masters in host RAM while it is awake"
+    )
     in_flight_max: int | None = Field(
         default=None, ge=1, description="requests it serves at once; more wait in line here, in fair shares of clients"
     )

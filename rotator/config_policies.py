@@ -13,14 +13,20 @@ class PoliciesConfig(Section):
         default=2.0, ge=0, description="a busy engine keeps its turn this long after a wake; 0: no minimum"
     )
     longest_wait_s: float | None = Field(
-        default=120.0, gt=0, description="a wish this old goes before all others and ends their turns; null: off"
+        default=300.0, gt=0, description="a wish this old goes before all others and ends their turns; null: off"
     )
     priority_worth_s: float = Field(
         default=30.0, ge=0, description="one step of priority weighs like this much waiting"
     )
     urgency: bool = Field(
         default=True,
-        description="wishes go by seconds waited by all who wait, a second of swap and turn; false: by the oldest wait",
+        description="wishes go by how many they would serve at once, and their wait; false: by the oldest wait",
+    )
+    ageing_s: float = Field(default=50.0, gt=0, description="so much waiting weighs like one more request")
+    turn_margin: float = Field(
+        default=2.0,
+        ge=1,
+        description="to end a turn, a swap must serve so many times as many requests as it interrupts",
     )
     swap_share: float | None = Field(
         default=0.1,
@@ -32,14 +38,17 @@ class PoliciesConfig(Section):
         default=8, ge=1, description="requests of one client that count at most for a model's turn; null: all of them"
     )
     preempt: bool = Field(
-        default=True, description="finishing work in flight is priced against freezing it; false: drain_bound_s for all"
+        default=True,
+        description="finishing work in flight is priced against freezing it; false: all may finish for drain_bound_s",
     )
     drain_bound_s: float = Field(
         default=5.0,
         ge=0,
-        description="in-flight work may finish this long before it is frozen, where nothing is priced",
+        description="in-flight work may finish this long at most before it is frozen",
     )
-    drain_max_s: float = Field(default=60.0, ge=0, description="no priced drain is longer")
+    drain_max_s: float = Field(
+        default=60.0, ge=0, description="work in flight may finish this long before a window of the calendar freezes it"
+    )
     stall_max_s: float | None = Field(
         default=900.0, gt=0, description="a stream stands still this long at most, over all its freezes; null: no bound"
     )
@@ -91,6 +100,8 @@ class PoliciesConfig(Section):
             drain_bound_s=self.drain_bound_s,
             longest_wait_s=self.longest_wait_s,
             urgency=self.urgency,
+            ageing_s=self.ageing_s,
+            turn_margin=self.turn_margin,
             swap_share=self.swap_share,
             preempt=self.preempt,
             drain_max_s=self.drain_max_s,

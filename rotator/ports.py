@@ -113,6 +113,20 @@ class EngineControl(Protocol):
         """Let a paused scheduler (level 0) go on."""
         ...
 
+    async def sleep_bytes(self, url: str, *, bytes_per_gpu: int, deadline_s: float) -> None:
+        """Pause it, keeping requests in flight frozen, and free so many bytes on each of its GPUs: KV cache first, then
+        weights. Asked again of one that sleeps so, it frees so many more. Only for elastic engines."""
+        ...
+
+    async def wake_bytes(self, url: str, *, deadline_s: float) -> None:
+        """Bring back what ``sleep_bytes`` freed, and let it go on."""
+        ...
+
+    async def place_masters(self, url: str, *, where: str, deadline_s: float) -> None:
+        """Where the masters of its weights are kept from now on: ``host``, ``disk``, or ``none`` while it is awake.
+        Those that exist are moved or dropped before this returns. Only for engines whose allocator can."""
+        ...
+
     async def generate(self, url: str, model: str, probe: Probe, *, deadline_s: float) -> Generation: ...
 
     async def close(self) -> None: ...
@@ -261,9 +275,11 @@ class EngineRecord:
     canary: Mapping[str, Any] | None = None  # the golden generation of this launch, as canary.py wrote it
     failures: int = 0
     reason: str = ""
-    wake_s: float | None = None  # measured, smoothed
+    wake_s: float | None = None  # measured, smoothed: from its preferred level
     sleep_s: float | None = None
     start_s: float | None = None
+    wake_costs: Mapping[str, float] | None = None  # the same by Depth
+    history: Mapping[str, Any] | None = None  # of its clients' requests, as core.history wrote it
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,9 @@ class FakeEngine:
     start_error: str | None = None
     start_s: float = 10.0
     sleep_s: float = 0.5
+    freed_gib: float = 0.0  # by bytes, while it sleeps with the rest in place
+    masters: str = "host"
+    masters_error: str | None = None
     wake_s: float = 1.0
     version: str = "0.26.0"
     ready_at_s: float = 0.0
@@ -73,11 +76,14 @@ class FakeEngine:
     def held(self) -> int:
         if not self.running:
             return 0
+        if self.freed_gib and not self.lies:
+            return int((self.awake_gib - self.freed_gib) * GIB)
         shown = self.residue_gib if self.asleep and not self.lies else self.awake_gib
         return int(shown * GIB)
 
     def die(self, how: str = "killed by signal 9") -> None:
         self.running = self.asleep = False
+        self.freed_gib = 0.0
         if self.ended and not self.ended.done():
             self.ended.set_result(how)
 
@@ -167,6 +173,28 @@ class FakeControl:
         engine.garbage = engine.wake_garbage
         for gpu in engine.gpus:
             assert self._box.used(gpu) <= self._box.totals[gpu], f"waking {engine.name} overcommitted {gpu}"
+
+    async def sleep_bytes(self, url: str, *, bytes_per_gpu: int, deadline_s: float) -> None:
+        self._box.log.append(f"free {self._box.at(url).name} {bytes_per_gpu / GIB:.1f}")
+        engine = await self._call(url, deadline_s, 0.05)
+        if engine.sleep_error:
+            raise EngineRefused(engine.sleep_error, 500)
+        engine.asleep = True
+        engine.freed_gib = min(engine.freed_gib + bytes_per_gpu / GIB, engine.awake_gib - engine.residue_gib)
+
+    async def wake_bytes(self, url: str, *, deadline_s: float) -> None:
+        self._box.log.append(f"restore {self._box.at(url).name}")
+        engine = await self._call(url, deadline_s, 0.1)
+        engine.asleep, engine.freed_gib = False, 0.0
+        for gpu in engine.gpus:
+            assert self._box.used(gpu) <= self._box.totals[gpu], f"restoring {engine.name} overcommitted {gpu}"
+
+    async def place_masters(self, url: str, *, where: str, deadline_s: float) -> None:
+        self._box.log.append(f"masters {self._box.at(url).name} {where}")
+        engine = await self._call(url, deadline_s, 0.05)
+        if engine.masters_error:
+            raise EngineRefused(engine.masters_error, 500)
+        engine.masters = where
 
     async def resume(self, url: str, *, deadline_s: float) -> None:
         await self._call(url, deadline_s)

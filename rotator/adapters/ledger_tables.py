@@ -90,6 +90,8 @@ ENGINES = Table(
     Column("wake_s", Float(53), nullable=True),
     Column("sleep_s", Float(53), nullable=True),
     Column("start_s", Float(53), nullable=True),
+    Column("wake_costs", JSON(none_as_null=True), nullable=True),
+    Column("history", JSON(none_as_null=True), nullable=True),
     Column("updated_at_wall_s", Float(53), nullable=False),
 )
 

@@ -68,6 +68,27 @@ class VllmControl:
     async def resume(self, url: str, *, deadline_s: float) -> None:
         await self._wake_tags(url, ("scheduling",), Deadline(deadline_s))
 
+    async def sleep_bytes(self, url: str, *, bytes_per_gpu: int, deadline_s: float) -> None:
+        deadline = Deadline(deadline_s)
+        if not await self._is_sleeping(url, deadline):  # one that sleeps so already only frees more
+            query = (("level", str(int(Level.PAUSE))), ("mode", Mode.KEEP.value))
+            answer = await self._http.call("POST", url, "/sleep", deadline, query=query)
+            if not _says(answer, "sleeping", Level.PAUSE):
+                await self._expect_sleeping(url, True, deadline)
+        await self._rpc(url, "rotator_sleep_bytes", (bytes_per_gpu,), deadline)
+
+    async def wake_bytes(self, url: str, *, deadline_s: float) -> None:
+        deadline = Deadline(deadline_s)
+        await self._rpc(url, "rotator_wake", (), deadline)
+        await self._wake_tags(url, ("scheduling",), deadline)
+
+    async def place_masters(self, url: str, *, where: str, deadline_s: float) -> None:
+        await self._rpc(url, "rotator_masters", (where,), Deadline(deadline_s))
+
+    async def _rpc(self, url: str, method: str, args: Sequence[Any], deadline: Deadline) -> None:
+        """Have every rank of the engine run one of our own methods, which its allocator's plugin brings."""
+        await self._http.call("POST", url, "/collective_rpc", deadline, body={"method": method, "args": list(args)})
+
     async def generate(self, url: str, model: str, probe: Probe, *, deadline_s: float) -> Generation:
         """Try the routes on which a model may answer, most models on the first; what a pooling model answers is a
         vector, see ``vllm_answers``."""

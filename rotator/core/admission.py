@@ -1,5 +1,6 @@
 """One plan in the making: bringing an engine in, with whoever must yield for it, or saying why not."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -8,7 +9,7 @@ from rotator.core import reasons
 from rotator.core.eviction import Option, cheapest, deepen_option, sleep_options, stop_option
 from rotator.core.ladder import Descent, relief
 from rotator.core.placement import Room, gib, need
-from rotator.core.turns import drain_s, stays_until_s
+from rotator.core.turns import drain_s, overdue, served, stays_until_s
 from rotator.core.values import (
     Action,
     Blocked,
@@ -19,6 +20,7 @@ from rotator.core.values import (
     EngineName,
     GpuId,
     Health,
+    Level,
     Snapshot,
     State,
     Step,
@@ -37,10 +39,16 @@ class Wish:
     command: Command | None = None
     preload: bool = False  # disturbs nobody who is busy
     reason: str = ""  # who wants it, where that is neither an operator nor a client
+    ahead: bool = False  # in advance of clients that are expected
 
     @property
     def force(self) -> bool:
         return self.command is not None and self.command.force
+
+    @property
+    def by_clients(self) -> bool:
+        """Whether only clients want it: then turns are weighed against each other."""
+        return self.command is None and not self.preload and not self.reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,15 @@ class _Hurdle:
 
     kind: BlockKind
     until_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """A wish that waits for a turn to end and keeps no GPU closed."""
+
+    gpus: frozenset[GpuId]
+    most_bytes: int
+    blocked: Blocked
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +100,8 @@ class Planning:
     def __init__(self, snapshot: Snapshot) -> None:
         self.swaps: list[Swap] = []
         self.blocked: list[Blocked] = []
+        self._stayed: dict[GpuId, _Ahead] = {}
+        self.turns: Sequence[Engine] = ()  # all that clients want, first turn first
         self.asked: set[EngineName] = set()  # whose wish was served or blocked already
         self.room = Room(snapshot.gpus, snapshot.engines.values())
         self.host_free_bytes = snapshot.host_budget_bytes - snapshot.host_used_bytes
@@ -124,7 +143,7 @@ class Planning:
             if gpu in closed:
                 break
         else:
-            return False
+            return self._waits_behind(engine)
         self.asked.add(engine.name)
         self.blocked.append(Blocked(engine.name, BlockKind.BUSY, f"{gpu}: {closed[gpu]}"))
         kept = None
@@ -133,6 +152,21 @@ class Planning:
                 kept = kept or f"kept for {engine.name}, whose turn comes first"
                 closed[other] = kept
         return True
+
+    def _waits_behind(self, engine: Engine) -> bool:
+        """Whether a wish before it, on no more GPUs and of no more bytes, waits for a turn to end: then so does this
+        one, which outweighs no turn that the other does not."""
+        for index, gpu in enumerate(engine.gpus):
+            ahead = self._stayed.get(gpu)
+            if ahead is None or engine.awake_bytes[index] < ahead.most_bytes or not ahead.gpus.issubset(engine.gpus):
+                continue
+            if self._policy.longest_wait_s is not None and overdue(engine, self._policy):
+                return False
+            self.asked.add(engine.name)
+            reason = f"waits behind {ahead.blocked.engine}, which {ahead.blocked.reason}"
+            self.blocked.append(Blocked(engine.name, BlockKind.STAY, reason, ahead.blocked.until_s))
+            return True
+        return False
 
     def _by_calendar(self, blocked: Blocked, engine: Engine) -> Blocked:
         """What is pinned by the calendar is in the way for a time that is known."""
@@ -276,18 +310,19 @@ class Planning:
     ) -> None:
         """Divide the residents of the wanted GPUs into those that may be asked to yield and the others."""
         found = {engine.name: engine for gpu in ways.deficits for engine in residents[gpu]}
+        busy = sum([served(e) for e in found.values() if e.state is State.AWAKE and e.demand.in_flight])
         for name in sorted(found):  # equal costs are decided by name, not by the order of a dict
             engine = found[name]
             if engine is wish.engine or engine.name in besides:
                 continue
-            hurdle = self._hurdle(engine, wish)
+            hurdle = self._hurdle(engine, wish, busy)
             if hurdle is None:
                 ways.open.append(engine)
             else:
                 ways.barred.append((hurdle, engine))
 
-    def _hurdle(self, engine: Engine, wish: Wish) -> _Hurdle | None:
-        """What forbids to ask the engine now; what lasts comes first."""
+    def _hurdle(self, engine: Engine, wish: Wish, busy: float) -> _Hurdle | None:
+        """What forbids to ask the engine now; what lasts comes first. ``busy``: how many all in the way serve now."""
         demand, awake = engine.demand, engine.state is State.AWAKE
         deepens = engine.elastic and engine.depth is Depth.KV and self._policy.elastic
         if engine.pinned or not (awake or deepens or engine.can_stop):
@@ -301,10 +336,37 @@ class Planning:
             if awake and (demand.in_flight or demand.waiting):
                 if wish.preload:
                     return _Hurdle(BlockKind.BUSY)
-                until_s = stays_until_s(engine, wish.engine, self._now_s, self._policy)
+                until_s = engine.awake_since_s + self._policy.min_stay_s
+                if self._now_s >= until_s and wish.by_clients and self._policy.swap_share is not None:
+                    until_s = self._turn_ends_s(engine, wish.engine, busy)
                 if self._now_s < until_s:
                     return _Hurdle(BlockKind.STAY, until_s)
         return None if self._closed.keys().isdisjoint(engine.gpus) else _Hurdle(BlockKind.BUSY)
+
+    def _turn_ends_s(self, engine: Engine, wish: Engine, busy: float) -> float:
+        """When a busy engine's turn ends for the wish, with those counted who would come in beside it."""
+        beside, mine = 0.0, frozenset(wish.gpus)
+        if len(engine.gpus) > len(mine):
+            freed, taken = frozenset(engine.gpus), set(mine)
+            for gpu in engine.gpus:
+                for other in self._wanted_on[gpu] if gpu not in taken else ():
+                    if taken.isdisjoint(other.gpus) and freed.issuperset(other.gpus):
+                        beside += served(other)
+                        taken.update(other.gpus)
+                        break
+        contenders = 1 + max((len(self._wanted_on[gpu]) for gpu in wish.gpus), default=0)
+        return stays_until_s(
+            engine, wish, self._now_s, self._policy, interrupted=busy, beside=beside, contenders=contenders
+        )
+
+    @cached_property
+    def _wanted_on(self) -> dict[GpuId, list[Engine]]:
+        """Engines that clients want, by GPU, first turn first."""
+        wanted: dict[GpuId, list[Engine]] = defaultdict(list)
+        for engine in self.turns:
+            for gpu in engine.gpus:
+                wanted[gpu].append(engine)
+        return wanted
 
     def _by_sleeps(self, ways: _Ways, engines: Sequence[Engine]) -> tuple[Option, ...] | None:
         """The cheapest of these to sleep; to stop only where an engine has no level at which it could."""
@@ -373,11 +435,19 @@ class Planning:
         for kind in kinds:
             for hurdle, engines in ways.lifting(kind):
                 pool.extend(engines)
-                if self._enough(ways.deficits, pool) and search(ways, pool) is not None:
-                    if kind in PASSING:
+                if self._can(ways, pool, search):
+                    if kind is BlockKind.BUSY or (kind is BlockKind.STAY and self._keeps_turn(wish.engine)):
                         self._keep_ways(wish.engine, ways)
                     return self._waits_for(wish, kind, engines[0], hurdle.until_s)
         return None
+
+    def _can(self, ways: _Ways, pool: Sequence[Engine], search: _Searching) -> bool:
+        """Whether these engines can make room."""
+        if not self._enough(ways.deficits, pool):
+            return False
+        if sum([e.host_bytes for e in pool]) <= ways.host_free and self._enough(ways.deficits, pool, by_sleep=True):
+            return all(_may_sleep(e) for e in pool) or search(ways, pool) is not None
+        return search(ways, pool) is not None
 
     def _keep_ways(self, waiting: Engine, ways: _Ways) -> None:
         """Close the GPUs of all who may have to yield: else swaps elsewhere on them could make them busy for ever."""
@@ -418,10 +488,23 @@ class Planning:
     def block(self, blocked: Blocked) -> None:
         """Note that a wish is not served. For a reason that passes, its GPUs stay closed to later wishes."""
         self.blocked.append(blocked)
-        passes = blocked.kind is BlockKind.BUSY or blocked.kind is BlockKind.STAY
-        if passes and blocked.engine in self._engines:
-            engine = self._engines[blocked.engine]
+        engine = self._engines.get(blocked.engine)
+        if engine is None:
+            return
+        if blocked.kind is BlockKind.BUSY or (blocked.kind is BlockKind.STAY and self._keeps_turn(engine)):
             self._keep(engine, engine.gpus)
+        elif blocked.kind is BlockKind.STAY and blocked.command is None:
+            ahead = _Ahead(frozenset(engine.gpus), max(engine.awake_bytes), blocked)
+            for gpu in engine.gpus:
+                known = self._stayed.get(gpu)
+                if known is None or ahead.most_bytes < known.most_bytes:
+                    self._stayed[gpu] = ahead
+
+    def _keeps_turn(self, engine: Engine) -> bool:
+        """Whether a wish that waits for another's turn to end keeps its GPUs closed to later wishes. Where turns are
+        priced it only does so when it is overdue: before, whoever outweighs the turn may take it."""
+        policy = self._policy
+        return policy.swap_share is None or policy.longest_wait_s is None or overdue(engine, policy)
 
     def fits(self, engine: Engine) -> bool:
         """Whether it could come in without disturbing anybody, nor any wish that waits for the same GPUs."""
@@ -465,7 +548,10 @@ class Planning:
         why = f"makes room for {engine.name}"
         host_free = self.host_free_bytes
         evict = [self._evict_step(o, f"{why}, as an operator asked", o.engine.name in forced) for o in yielding]
-        evict += [self._evict_step(o, why, wish.force, wish.engine) for o in chosen]
+        rival = wish.engine if wish.by_clients else None
+        # What a window freezes stands still for the whole of it: work in flight gets the longest time to finish.
+        patient = bool(wish.reason) and not wish.preload
+        evict += [self._evict_step(o, why, wish.force, rival, patient) for o in chosen]
         self.host_free_bytes = min(host_free, self.host_free_bytes)  # what is dropped for this swap is for this swap
         admit = Step(
             action=Action.WAKE if asleep else Action.START,
@@ -475,12 +561,16 @@ class Planning:
             bytes_per_gpu=tuple(zip(engine.gpus, needed, strict=True)),
         )
         whole = f"{reason}; {reasons.names(s.engine for s in evict)} must make room" if evict else reason
-        self._commit(tuple(evict), admit, whole, wish.command)
+        self._commit(tuple(evict), admit, whole, wish.command, wish.ahead)
 
-    def _evict_step(self, option: Option, why: str, force: bool, wish: Engine | None = None) -> Step:
+    def _evict_step(
+        self, option: Option, why: str, force: bool, rival: Engine | None = None, patient: bool = False
+    ) -> Step:
         """One engine's yielding, and the host RAM it takes. Expected: its drain and what its last sleep took."""
         engine, flying = option.engine, option.engine.demand.in_flight
-        bound_s = 0.0 if force or option.action is Action.SINK else drain_s(engine, wish, self._policy)
+        bound_s = 0.0 if force or option.action is Action.SINK else drain_s(engine, rival, self._policy)
+        if patient and not force:
+            bound_s = max(bound_s, self._policy.drain_max_s)
         step = Step(
             action=option.action,
             engine=engine.name,
@@ -495,11 +585,18 @@ class Planning:
         self.host_free_bytes -= option.host_bytes
         return step
 
-    def _commit(self, evict: tuple[Step, ...], admit: Step | None, reason: str, command: Command | None) -> None:
+    def _commit(
+        self, evict: tuple[Step, ...], admit: Step | None, reason: str, command: Command | None, ahead: bool = False
+    ) -> None:
         names = [step.engine for step in (*evict, admit) if step is not None]
         gpus = frozenset(gpu for name in names for gpu in self._engines[name].gpus)
         phrase = f"a swap for {names[-1]} begins"
         for gpu in gpus:
             self._closed[gpu] = phrase
         expected_s = max((s.expected_s for s in evict), default=0.0) + (admit.expected_s if admit else 0.0)
-        self.swaps.append(Swap(evict, admit, reason, gpus, expected_s, command))
+        self.swaps.append(Swap(evict, admit, reason, gpus, expected_s, command, ahead))
+
+
+def _may_sleep(engine: Engine) -> bool:
+    """Whether a sleep of it surely frees all but its residue."""
+    return engine.state is State.AWAKE and not engine.unified and engine.levels != (Level.PAUSE,)

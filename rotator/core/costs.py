@@ -19,19 +19,23 @@ def wake_s(engine: Engine, depth: Depth) -> float:
     if measured is not None:
         return measured
     asleep = engine.state is State.ASLEEP and engine.depth is not None
-    known = engine.depth if asleep and engine.depth is not None else _preferred(engine)
+    known = engine.depth if asleep else preferred(engine.levels)
     if depth is known:
         return engine.wake_cost_s
-    host_s = engine.wake_costs.get(Depth.HOST, engine.wake_cost_s)
+    return guess_s(depth, engine.wake_costs.get(Depth.HOST, engine.wake_cost_s), engine.start_cost_s)
+
+
+def guess_s(depth: Depth, host_s: float, start_s: float) -> float:
+    """What a wake from a depth may take before it was measured, from what a wake from host RAM and a start take."""
     match depth:
         case Depth.KV:
             return _KV_SHARE * host_s
         case Depth.HOST:
-            return min(host_s, engine.start_cost_s)
+            return min(host_s, start_s)
         case Depth.DISK:
-            return max(host_s, min(_DISK_TIMES * host_s, engine.start_cost_s))
+            return max(host_s, min(_DISK_TIMES * host_s, start_s))
         case Depth.DISCARDED:  # a start also reads the weights, and initialises besides
-            return max(host_s, engine.start_cost_s / 2)
+            return max(host_s, start_s / 2)
 
 
 def load_s(engine: Engine) -> float:
@@ -41,5 +45,6 @@ def load_s(engine: Engine) -> float:
     return engine.start_cost_s
 
 
-def _preferred(engine: Engine) -> Depth:
-    return next((_DEPTH_OF_LEVEL[level] for level in engine.levels if level is not Level.PAUSE), Depth.HOST)
+def preferred(levels: tuple[Level, ...]) -> Depth:
+    """How deep an engine with these levels usually sleeps."""
+    return next((_DEPTH_OF_LEVEL[level] for level in levels if level is not Level.PAUSE), Depth.HOST)

@@ -15,7 +15,8 @@ from rotator.core.placement import Room, gib, need
 from rotator.core.values import Action, Depth, Engine, GpuId, Policy, Snapshot, State
 
 _MARGIN = 2.0  # a guess must promise so many times what it costs: it may be wrong
-_LOOK_AGAIN_S = 10.0  # chances change with the silence: how often they are compared anew
+_LOOK_AGAIN_S = 10.0  # chances change with the silence: they are compared anew after this,
+_LOOK_AGAIN_SHARE = 0.5  # or after it has become longer by this part
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,8 @@ def _by_time(snapshot: Snapshot, room: Room, due: dict[str, Descent]) -> float:
     for engine in snapshot.engines.values():
         if engine.state not in (State.AWAKE, State.ASLEEP) or not is_idle(engine):
             continue
+        if engine.name in snapshot.calendar.defaults:
+            continue  # it would come back at once
         for at_s, descent in _rungs(engine, room.charged[engine.name], snapshot.policy):
             if at_s > now_s:
                 again_s = min(again_s, at_s)
@@ -113,7 +116,8 @@ def _for_others(snapshot: Snapshot, room: Room, due: dict[str, Descent]) -> floa
         lacking = _lacking(coming, room)
         if not lacking:
             continue
-        again_s = snapshot.now_s + _LOOK_AGAIN_S
+        silence_s = snapshot.now_s - max(e.demand.last_used_s for gpu in lacking for e in [*room.awake[gpu], coming])
+        again_s = min(again_s, snapshot.now_s + max(_LOOK_AGAIN_S, _LOOK_AGAIN_SHARE * silence_s))
         leaving = _leaving(coming, lacking, room, policy, snapshot.now_s)
         for option in leaving or ():
             chance = f"{coming.demand.soon:.0%}, {coming.demand.likely_why or 'by its history'}"

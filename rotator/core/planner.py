@@ -45,7 +45,8 @@ def plan(snapshot: Snapshot) -> Plan:
     for call in schedule.calls:
         if call.engine not in planning.asked:
             planning.admit(Wish(snapshot.engines[call.engine], reason=call.reason))
-    for engine in by_turn(snapshot):
+    planning.turns = by_turn(snapshot)
+    for engine in planning.turns:
         if engine.name not in planning.asked and not planning.turned_away(engine):
             planning.admit(Wish(engine))
     for engine in _preloads(snapshot):
@@ -76,7 +77,7 @@ def _prewake(snapshot: Snapshot, planning: Planning) -> None:
         if engine.name not in planning.asked and planning.fits(engine):
             chance = f"{engine.demand.soon:.0%}, {engine.demand.likely_why or 'by its history'}"
             reason = f"{engine.name} is likely wanted soon ({chance}) and there is room that nobody else wants"
-            planning.admit(Wish(engine, preload=True, reason=reason))
+            planning.admit(Wish(engine, preload=True, reason=reason, ahead=True))
 
 
 def _preloads(snapshot: Snapshot) -> list[Engine]:

@@ -1,12 +1,9 @@
-"""The small judgements around a plan: whose turn is first, what a wait will be, what is idle, when to try again."""
-
-from collections.abc import Mapping
-from math import exp
+"""The small judgements around a plan: whose turn is first, what a wait will be, when to try again."""
 
 from rotator.core.lifecycle import is_moving
 from rotator.core.placement import Room, need
 from rotator.core.turns import overdue, urgency
-from rotator.core.values import Command, CommandKind, Engine, EngineName, Policy, Snapshot, State
+from rotator.core.values import Engine, EngineName, Policy, Snapshot, State
 
 BACKOFF_DOUBLINGS_MAX = 32
 
@@ -40,24 +37,6 @@ def by_turn(snapshot: Snapshot) -> list[Engine]:
                 turns.append((1, -rank(engine, policy), engine.name))
     turns.sort()
     return [snapshot.engines[name] for _, _, name in turns]
-
-
-def likely_wanted(rate_per_s: float, idle_s: float, horizon_s: float) -> float:
-    """Chance in [0, 1] of a request within ``horizon_s``, from a model's request rate and the time since the last one.
-
-    Requests are taken to come at random (Poisson), with a mean gap that is never believed shorter than the present
-    silence: a model that was busy an hour ago is not taken to be busy still.
-    """
-    if rate_per_s <= 0 or horizon_s <= 0:
-        return 0.0
-    return 1.0 - exp(-horizon_s / max(1.0 / rate_per_s, idle_s, 1e-9))
-
-
-def arrival_rate_per_s(arrivals_s: tuple[float, ...], now_s: float) -> float:
-    """Requests a second since the oldest of the arrivals kept (oldest first); 0 without arrivals."""
-    if not arrivals_s:
-        return 0.0
-    return len(arrivals_s) / max(now_s - arrivals_s[0], 1e-3)
 
 
 def eta_s(snapshot: Snapshot, name: EngineName) -> float | None:
@@ -112,26 +91,6 @@ def _transition_s(engine: Engine, policy: Policy) -> float:
     if engine.state is State.STARTING:
         return engine.start_cost_s
     return engine.wake_cost_s if engine.state is State.WAKING else _yield_s(engine, policy)
-
-
-def idle_sleepers(
-    snapshot: Snapshot, last_used_s: Mapping[EngineName, float], idle_sleep_s: float | None
-) -> tuple[Command, ...]:
-    """Commands that put engines to sleep which nobody has used for ``idle_sleep_s`` (None: never).
-
-    ``last_used_s`` is on the snapshot's clock. An engine without an entry counts as used when it woke; pinned ones,
-    and any with a request waiting or in flight, stay.
-    """
-    if idle_sleep_s is None:
-        return ()
-    return tuple(
-        Command(CommandKind.SLEEP, engine.name, issued_at_s=snapshot.now_s)
-        for engine in sorted(snapshot.engines.values(), key=lambda e: e.name)
-        if engine.state is State.AWAKE
-        and not engine.pinned
-        and not (engine.demand.waiting or engine.demand.in_flight)
-        and snapshot.now_s - max(last_used_s.get(engine.name, 0.0), engine.awake_since_s) >= idle_sleep_s
-    )
 
 
 def backoff_s(failures: int, first_s: float, max_s: float) -> float:

@@ -1,14 +1,15 @@
 """Contended turns: whose is next, how long one lasts, and whether work in flight may end before the engine yields.
 
-Everything is a price in seconds of people's waiting. A busy engine keeps its turn
+What counts is how many requests are served at once. A busy engine keeps its turn
 
   * for ``min_stay_s`` in any case, so that nothing thrashes;
   * then until swaps cost at most ``swap_share`` of the time: the engines that contend share ``1 / swap_share`` times
     the cost of a swap there and back, by how much work each has;
-  * then until those who wait have waited as long, all together, as its own clients would lose by a swap: whoever buys
-    only once renting has cost as much is never worse than twice the best (ski rental).
+  * then until ``turn_margin`` times as many would be served by swapping as are served now; whoever waits counts for
+    more the longer the oldest of them has waited.
 
-It ends at once when nobody uses the engine any more, and for a wish that is overdue.
+It ends at once when nobody uses the engine any more, and early for a wish that is overdue: then each of the engines
+that contend has its part of the longest wait, so that neither bound breaks the other.
 """
 
 from math import inf, log
@@ -16,6 +17,8 @@ from math import inf, log
 from rotator.core.costs import load_s
 from rotator.core.values import Engine, Policy, State
 
+_CERTAIN = 2.0  # a spared stall is a guess, waiting is certain: it must be worth so many times as much
+_PACE = 1.5  # so many swaps there and back, with a request between, weigh like one more request
 _LEAD_SHARE_MAX = 0.5  # of the longest wait: a swap that takes longer cannot be begun early enough anyway
 
 
@@ -25,13 +28,20 @@ def weight(engine: Engine) -> float:
     return float(demand.waiting + demand.frozen) if demand.weight is None else demand.weight
 
 
-def waited_s(engine: Engine) -> float:
-    """Seconds waited so far by all who wait, together."""
+def flying(engine: Engine) -> float:
+    """How many are in flight, each client counted up to its share."""
     demand = engine.demand
-    if demand.waited_s_sum is not None:
-        return demand.waited_s_sum
-    many = weight(engine)
-    return demand.oldest_wait_s * (many + 1.0) / 2.0
+    return float(demand.in_flight) if demand.flying is None else demand.flying
+
+
+def served(engine: Engine) -> float:
+    """How many requests it would serve at once: those who wait and those in flight, as far as it has slots."""
+    demand, many = engine.demand, engine.demand.weight
+    if many is None:
+        many = float(demand.waiting + demand.frozen)
+    if engine.state is State.AWAKE:
+        many += flying(engine)
+    return many if many < engine.slots else float(engine.slots)
 
 
 def batch_s(engine: Engine, many: float) -> float:
@@ -67,38 +77,63 @@ def overdue_in_s(engine: Engine, policy: Policy) -> float:
 
 
 def urgency(engine: Engine, policy: Policy) -> float:
-    """Seconds waited by all who wait, with their head start by priority, a second that its swap and its turn take.
-    The larger goes first."""
+    """How many it would serve at once, and what they have waited in requests. The larger goes first."""
     demand = engine.demand  # written out, not by the functions above: it is asked for every engine in every plan
     many = demand.weight
     if many is None:
         many = demand.waiting + demand.frozen
-    total_s = demand.waited_s_sum
-    if total_s is None:
-        total_s = demand.oldest_wait_s * (many + 1.0) / 2.0
-    if engine.priority:
-        total_s += engine.priority * policy.priority_worth_s * (many if many > 1.0 else 1.0)
-    takes_s = engine.sleep_cost_s + (engine.wake_cost_s if engine.state is State.ASLEEP else engine.start_cost_s)
-    if demand.service_s is not None:
-        takes_s += demand.service_s * (1.0 + log(many) if many > 1.0 else 1.0)
-    return total_s / takes_s if total_s > 0.0 else total_s * takes_s
+    if many > engine.slots:
+        many = engine.slots
+    return many + (demand.oldest_wait_s + engine.priority * policy.priority_worth_s) / policy.ageing_s
 
 
-def stays_until_s(engine: Engine, wish: Engine, now_s: float, policy: Policy) -> float:
-    """When a busy engine's turn ends for the wish; may lie in the past."""
+def stays_until_s(
+    engine: Engine,
+    wish: Engine,
+    now_s: float,
+    policy: Policy,
+    *,
+    interrupted: float | None = None,
+    beside: float = 0.0,
+    contenders: int = 2,
+) -> float:
+    """When a busy engine's turn ends for the wish; may lie in the past.
+
+    ``interrupted`` is how many are served now by all that are in the wish's way (None: by this engine alone),
+    ``beside`` how many more would be served by others that come in with the wish, and ``contenders`` how many engines
+    want these GPUs, this one included.
+    """
+    if interrupted is None:
+        interrupted = served(engine)
     least_s = engine.awake_since_s + policy.min_stay_s
-    if policy.swap_share is None or overdue(wish, policy):
+    if policy.swap_share is None:
         return least_s
-    many = max(1.0, weight(wish))
-    lost_s = _lost_s(engine, wish, many)
-    gap_s = lost_s - waited_s(wish)
-    ends_s = max(engine.awake_since_s + turn_s(engine, wish, policy), now_s + gap_s / many if gap_s > 0 else now_s)
-    return max(least_s, min(ends_s, now_s + overdue_in_s(wish, policy)))
+    turn_end_s = engine.awake_since_s + turn_s(engine, wish, policy)
+    late_s = now_s + overdue_in_s(wish, policy)
+    late_s = max(late_s, min(turn_end_s, engine.awake_since_s + part_s(engine, wish, policy, contenders)))
+    ends_s = max(turn_end_s, now_s + _outweighs_in_s(engine, wish, policy, interrupted, beside))
+    return max(least_s, min(ends_s, late_s))
+
+
+def part_s(engine: Engine, wish: Engine, policy: Policy, contenders: int) -> float:
+    """How long each turn may last when as many engines contend and none shall wait longer than the longest wait."""
+    if policy.longest_wait_s is None:
+        return 0.0
+    return max(0.0, policy.longest_wait_s / max(2, contenders) - round_s(engine, wish) / 2.0)
+
+
+def _outweighs_in_s(engine: Engine, wish: Engine, policy: Policy, interrupted: float, beside: float) -> float:
+    """Seconds until those who wait outweigh those who are served, by waiting alone. What swaps and requests take sets
+    the pace: where both are short, nobody waits long for either."""
+    pace_s = min(policy.ageing_s, _PACE * (round_s(engine, wish) + (engine.demand.service_s or 0.0)))
+    waited_s = wish.demand.oldest_wait_s + (wish.priority - engine.priority) * policy.priority_worth_s
+    lacking = policy.turn_margin * interrupted - served(wish) - beside
+    return max(0.0, lacking * pace_s - waited_s)
 
 
 def turn_s(engine: Engine, wish: Engine, policy: Policy) -> float:
     """How long the engine's turn lasts against the wish so that swaps cost at most their share of the time."""
-    if policy.swap_share is None:
+    if policy.swap_share is None or not (engine.measured and wish.measured):
         return 0.0
     both_s = round_s(engine, wish) * (1.0 / policy.swap_share - 1.0)
     mine, other = _load(engine), _load(wish)
@@ -106,24 +141,21 @@ def turn_s(engine: Engine, wish: Engine, policy: Policy) -> float:
 
 
 def drain_s(engine: Engine, wish: Engine | None, policy: Policy) -> float:
-    """How long work in flight may go on before it is frozen.
+    """How long work in flight may go on before it is frozen: ``drain_bound_s`` where no clients wait (None), or where
+    nothing is known of its service.
 
     While n streams are in flight, one ends every ``service_s / n`` seconds, and each that ends is spared a stall of the
     swap there and back and the other's turn, and of computing again what it had. Meanwhile everybody waits who waits
-    for the wish. So the drain goes on as long as the streams that end spare more than the waiting costs.
+    for the wish. So the drain goes on as long as the streams that end spare more than the waiting costs; a spared stall
+    is a guess and the waiting is certain, so it must be worth twice as much.
     """
     demand = engine.demand
     if wish is None or not policy.preempt or demand.service_s is None or not demand.in_flight:
         return policy.drain_bound_s
-    if overdue(wish, policy):
-        return min(policy.drain_bound_s, policy.drain_max_s)
-    many = max(1.0, weight(wish))
-    spared_s = stall_s(engine, wish, policy)
-    worth_it = many * demand.service_s / spared_s  # with fewer streams than this, waiting costs more than it spares
+    worth_it = _CERTAIN * max(1.0, weight(wish)) * demand.service_s / stall_s(engine, wish, policy)
     if demand.in_flight <= worth_it:
-        return 0.0
-    until_s = demand.service_s * log(demand.in_flight / max(worth_it, 0.5))
-    return min(policy.drain_max_s, until_s, max(policy.drain_bound_s, overdue_in_s(wish, policy)))
+        return 0.0  # with so few streams, waiting costs more than it spares
+    return min(policy.drain_bound_s, demand.service_s * log(demand.in_flight / max(worth_it, 0.5)))
 
 
 def stall_s(engine: Engine, wish: Engine, policy: Policy) -> float:
@@ -132,12 +164,5 @@ def stall_s(engine: Engine, wish: Engine, policy: Policy) -> float:
     return round_s(engine, wish) + max(policy.min_stay_s, batch_s(wish, weight(wish))) + again_s
 
 
-def _lost_s(engine: Engine, wish: Engine, many: float) -> float:
-    """What the engine's clients lose by a swap now: those in flight stand still, and those who come meanwhile wait."""
-    away_s = round_s(engine, wish) + batch_s(wish, many)
-    return away_s * (engine.demand.in_flight + weight(engine) + engine.demand.rate_per_s * away_s / 2.0)
-
-
 def _load(engine: Engine) -> float:
-    flying = engine.demand.in_flight if engine.state is State.AWAKE else 0
-    return (flying + weight(engine)) * (engine.demand.service_s or 1.0)
+    return served(engine) * (engine.demand.service_s or 1.0)

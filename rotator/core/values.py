@@ -84,8 +84,7 @@ class Demand:
     likely_why: str = ""  # what says so, in words
     soon: float = 0.0  # the same chance within the horizon of pre-waking
     weight: float | None = None  # those who wait, each client counted up to its share; None: all of them
-    waited_s_sum: float | None = None  # by all who wait, together; None: as if all had come evenly since the oldest
-    rate_per_s: float = 0.0  # requests a second, of late
+    flying: float | None = None  # those in flight, each client counted up to its share; None: all of them
     service_s: float | None = None  # seconds that a request keeps it busy; None: none was seen to its end
     last_used_s: float = 0.0  # when a request last came or left; probes, scrapes and canaries do not count
     stall_left_s: float = inf  # how much longer its worst-off stream in flight may stand still
@@ -121,6 +120,8 @@ class Engine:
     preload: bool = False  # wanted once after the service's start, by nobody but the configuration
     held_by: str = ""  # the entry of the calendar that keeps it awake, in words; it is pinned meanwhile
     held_until_s: float | None = None
+    slots: int = 256  # requests that it serves at once
+    measured: bool = True  # its sleep and wake were; turns are not sized by guesses
     wake_costs: Mapping[Depth, float] = field(default_factory=dict)  # as measured, by what it had to bring back
     slept_at_s: float = 0.0  # when it last fell asleep
     has_disk: bool = False  # its allocator can keep masters on disk
@@ -156,12 +157,14 @@ class Policy:
     priority_worth_s: float = 30.0  # one step of priority weighs like this much waiting
     drain_bound_s: float = 5.0  # in-flight work may finish this long before it is frozen
     longest_wait_s: float | None = None  # a wish this old goes before all others and ends their turns; None: none does
-    urgency: bool = False  # wishes go by seconds waited a second of swap, not by the oldest wait alone
+    urgency: bool = False  # wishes go by how many they would serve and their wait, not by the oldest wait alone
+    ageing_s: float = 50.0  # so much waiting weighs like one more request
+    turn_margin: float = 2.0  # a swap must serve so many times as many as it interrupts
     swap_share: float | None = (
         None  # contended turns last until swaps cost at most this share of the time; None: no turns
     )
     preempt: bool = False  # finishing work in flight is priced against freezing it; else drain_bound_s for all
-    drain_max_s: float = 60.0  # no priced drain is longer
+    drain_max_s: float = 60.0  # work in flight may finish this long before the calendar freezes it for a whole window
     recompute_share: float = 0.02  # of the time that a stream has run: what its next wake spends on computing it again
     ladder: bool = False  # engines sink from awake to asleep to disk by price, where memory is wanted by others
     idle_sleep_s: float | None = None  # idle this long: asleep, wanted or not
@@ -239,6 +242,7 @@ class Swap:
     gpus: frozenset[GpuId]
     expected_s: float = 0.0
     command: Command | None = None
+    ahead: bool = False  # nobody asks yet: it goes on all the same
 
 
 class BlockKind(StrEnum):

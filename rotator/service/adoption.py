@@ -112,18 +112,19 @@ class Adopter:
         """Wait until it answers (it may be starting, or in the middle of a sleep), then believe bytes over words."""
         control, url = self._world.control, engine.url
         await self._answering(engine, handle)
-        asleep, readings = await self._word_and_bytes(engine, pids, {t.intent.action for t in unfinished})
+        level = self._level(engine, unfinished)
+        asleep, readings = await self._word_and_bytes(engine, pids, {t.intent.action for t in unfinished}, level)
         version = await control.version(url, deadline_s=_CALL_S)
         freezes = await control.can_freeze(url, engine.config.levels, deadline_s=_CALL_S)
         held = held_by(readings, pids)
         facts = Facts("", version=version, freezes=freezes, pids=pids, held_bytes=held)
         if asleep:
-            await self._adopt_asleep(engine, facts, self._level(engine, unfinished), readings)
+            await self._adopt_asleep(engine, facts, level, readings)
         else:
             await self._adopt_awake(engine, facts, readings)
 
     async def _word_and_bytes(
-        self, engine: EngineRuntime, pids: frozenset[int], unfinished: set[str]
+        self, engine: EngineRuntime, pids: frozenset[int], unfinished: set[str], level: Level
     ) -> tuple[bool, dict[GpuId, GpuReading]]:
         """Whether it says it sleeps, and what its GPUs hold. In the middle of a sleep its word comes before its bytes,
         and a wake may show in neither yet: both are asked again, within the bounds of a sleep and a wake."""
@@ -134,7 +135,7 @@ class Adopter:
         while True:
             asleep = await self._world.control.is_sleeping(engine.url, deadline_s=max(_CALL_S, bound_s))
             readings = await self._readings(engine)
-            agree = self._disagreement(engine, held_by(readings, pids)) is None and clock() >= wakes_by
+            agree = self._disagreement(engine, held_by(readings, pids), level) is None and clock() >= wakes_by
             if not asleep or agree or clock() >= give_up_at:
                 return asleep, readings
             await asyncio.sleep(READY_POLL_S)
@@ -153,7 +154,7 @@ class Adopter:
     async def _adopt_asleep(
         self, engine: EngineRuntime, facts: Facts, level: Level, readings: Mapping[GpuId, GpuReading]
     ) -> None:
-        if lie := self._disagreement(engine, facts.held_bytes):
+        if lie := self._disagreement(engine, facts.held_bytes, level):
             raise Lied(lie)
         merged = _merge(facts, "found asleep", level=level, depth=DEPTH_OF_LEVEL[level])
         await self._owner.moved(engine.name, Event.ADOPTED_ASLEEP, merged, readings)
@@ -173,8 +174,11 @@ class Adopter:
         merged = _merge(facts, "found awake", golden=golden, canary=state, awake_bytes=facts.held_bytes)
         await self._owner.moved(engine.name, Event.ADOPTED_AWAKE, merged, readings)
 
-    def _disagreement(self, engine: EngineRuntime, held: Mapping[GpuId, int] | None) -> str | None:
-        """What an engine that says it sleeps holds all the same, in words."""
+    def _disagreement(self, engine: EngineRuntime, held: Mapping[GpuId, int] | None, level: Level) -> str | None:
+        """What an engine that says it sleeps holds all the same, in words. One that only freed some of its bytes may
+        hold any number of them: its wake tells."""
+        if level is Level.PAUSE:
+            return None
         most = 1.0 - self._world.config.recovery.first_sleep_frees_min
         for gpu, size in (held or {}).items():
             if size > max(most * engine.awake_on(gpu), engine.residue_on(gpu) + (1 << 29)):
@@ -185,9 +189,9 @@ class Adopter:
         """How deep it sleeps: from the unfinished sleep's own plan, else as recorded, else its preferred level."""
         for transition in reversed(unfinished):
             for step in transition.intent.plan.get("evict", ()):
-                if step["engine"] == engine.name and step.get("level"):
+                if step["engine"] == engine.name and step.get("level") is not None:
                     return Level(step["level"])
-        return engine.level or engine.config.levels[0]
+        return engine.config.levels[0] if engine.level is None else engine.level
 
     async def _readings(self, engine: EngineRuntime) -> dict[GpuId, GpuReading]:
         try:

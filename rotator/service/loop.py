@@ -414,7 +414,8 @@ class Loop:
     def _is_wanted(self, active: ActiveSwap) -> bool:
         """A swap is wanted while somebody waits for its engine; commands and preloads are wanted to their end."""
         admit = active.swap.admit
-        if admit is None or active.commands or active.swap.command or admit.engine not in self.fleet.engines:
+        swap = active.swap
+        if admit is None or active.commands or swap.command or swap.ahead or admit.engine not in self.fleet.engines:
             return True
         engine, traffic = self.fleet.engines[admit.engine], self.world.traffic
         asked = traffic.waiting(engine.name) > 0 or traffic.in_flight(engine.name) > 0

@@ -32,6 +32,7 @@ class Facts:
     residue_bytes: Mapping[GpuId, int] | None = None
     held_bytes: Mapping[GpuId, int] | None = None
     host_bytes: int | None = None
+    masters: bool | None = None  # whether it now keeps masters in host RAM, awake or asleep
     wake_s: float | None = None
     sleep_s: float | None = None
     start_s: float | None = None

@@ -75,8 +75,9 @@ class SwapRunner:
         try:
             for step in steps:
                 state = self._owner.runtime(step.engine).state
+                aim = _AIMS.get(step.action, state)  # one that sinks stays what it is
                 entries[step.engine] = await self._world.journal.open(
-                    active.id, step.engine, step.action, state, _AIMS[step.action], step.reason, plan, _decision(active)
+                    active.id, step.engine, step.action, state, aim, step.reason, plan, _decision(active)
                 )
         except LedgerError:
             for name, entry in entries.items():

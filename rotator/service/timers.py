@@ -1,24 +1,24 @@
-"""What happens by the clock: reading GPUs, asking engines whether they live, idle sleep, looking again."""
+"""What happens by the clock: reading GPUs, asking engines whether they live, looking again."""
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.interval import IntervalTrigger
 
-from rotator.core import policy
 from rotator.core.values import GpuId, State
 from rotator.ports import DeviceError
 from rotator.service.loop import Loop
-from rotator.service.mailbox import Asked, GpuRead, PidsRead, Unhealthy
+from rotator.service.mailbox import GpuRead, PidsRead, Unhealthy
 
 _log = logging.getLogger(__name__)
 _PIDS_EVERY_S = 10.0
 _ATTACHED_EVERY_S = 5.0
-_IDLE_EVERY_S = 1.0
-_IDLE_COMMAND_S = 60.0
+_LOCAL_TIME_EVERY_S = 60.0
+_HISTORIES_EVERY_S = 600.0
 _SUSPECT_S = 2.0
 _CALENDAR_EVERY_S = 1.0
 
@@ -27,8 +27,9 @@ class Timers:
     """Each job runs alone: one that is late is skipped, never doubled. ``scheduler`` is APScheduler's, or what runs
     jobs under another clock."""
 
-    def __init__(self, loop: Loop, scheduler: Any = None) -> None:
+    def __init__(self, loop: Loop, scheduler: Any = None, utc_offset_s: Callable[[float], float] | None = None) -> None:
         self._loop = loop
+        self._utc_offset_s = utc_offset_s or local_utc_offset_s
         self._suspicion: asyncio.Task[None] | None = None
         self._scheduler = scheduler or AsyncIOScheduler(
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
@@ -40,8 +41,10 @@ class Timers:
         self._every(config.recovery.health_every_s, self._ask_health)
         self._every(_PIDS_EVERY_S, self._read_pids)
         self._every(_ATTACHED_EVERY_S, self._look_for_attached)
-        self._every(_IDLE_EVERY_S, self._sleep_idle)
+        self._every(_LOCAL_TIME_EVERY_S, self._tell_local_time)
+        self._every(_HISTORIES_EVERY_S, self._keep_histories)
         self._every(_CALENDAR_EVERY_S, self._look_at_calendar)
+        self._set_local_time()
         self._scheduler.start()
         self._suspicion = asyncio.create_task(self._ask_suspects())
 
@@ -106,17 +109,20 @@ class Timers:
         if self._loop.calendar_is_due():
             self._loop.tick()
 
-    async def _sleep_idle(self) -> None:
-        loop = self._loop
-        idle_s = loop.world.config.policies.idle_sleep_s
-        if idle_s is None or loop.adopting:
-            return
-        used = {e.name: max(loop.world.traffic.last_used_s(e.name), e.awake_since_s) for e in loop.all_runtimes()}
-        asked = {command.engine for command in loop.desk.pending_commands()}
-        sleepers = policy.idle_sleepers(loop.snapshot(), used, idle_s)
-        commands = tuple(c for c in sleepers if c.engine not in asked and not loop.calendar.wants(c.engine))
-        if commands:
-            answers = tuple(asyncio.get_running_loop().create_future() for _ in commands)
-            for answer in answers:
-                answer.add_done_callback(lambda done: done.cancelled() or done.exception())
-            loop.tell(Asked(commands, answers, loop.now_s() + _IDLE_COMMAND_S))
+    async def _tell_local_time(self) -> None:
+        self._set_local_time()
+
+    def _set_local_time(self) -> None:
+        """Hours of the day are learned in local time, which a clock set or a summer's end moves."""
+        wall_s = self._loop.wall_s()
+        self._loop.world.traffic.local_offset_s = wall_s + self._utc_offset_s(wall_s) - self._loop.now_s()
+
+    async def _keep_histories(self) -> None:
+        """What requests have taught outlives the service: rows are also written when an engine changes its state."""
+        for engine in self._loop.all_runtimes():
+            self._loop.recorder.note(engine)
+
+
+def local_utc_offset_s(wall_s: float) -> float:
+    """Seconds that local time is ahead of UTC then, where this service runs."""
+    return float(time.localtime(wall_s).tm_gmtoff)

@@ -116,6 +116,7 @@ class Ours:
             wake_cost_s=self._wake_s[i],
             sleep_cost_s=self._sleep_s[i],
             start_cost_s=self._start_s[i],
+            slots=spec.slots,
         )
 
     def _demand(self, box: Box, i: int, expected: _Seen) -> Demand:
@@ -129,17 +130,10 @@ class Ours:
             likely_wanted=expected[0].chance,
             soon=expected[1].chance,
             likely_why=expected[1].why,
-            waited_s_sum=self._waited_s(box, i),
-            rate_per_s=past.rate_per_s(box.now),
             service_s=past.service_s,
             last_used_s=box.used_at[i],
             stall_left_s=self._stall_left_s(box, i),
         )
-
-    def _waited_s(self, box: Box, i: int) -> float:
-        """Of those at the gate, and of those who stand still within."""
-        stood = box.now - box.frozen_since[i] if box.state[i] is State.ASLEEP else 0.0
-        return box.waited_s_sum(i) + box.in_flight(i) * stood if stood else box.waited_s_sum(i)
 
     def _stall_left_s(self, box: Box, i: int) -> float:
         """Of the stream in flight that has stood still longest, over all its freezes."""
