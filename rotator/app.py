@@ -168,6 +168,7 @@ class _Service:
             metrics=self._metrics,
             authorize=keys.authorize,
             guard=keys.guard,
+            identify=keys.client if config.keys else None,
         )
         api = create_api(
             self._operator,

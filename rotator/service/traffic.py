@@ -76,7 +76,7 @@ class Ticket:
         self.waited_s = waited_s
         self.entered_s = 0.0
         self._stood_s = 0.0
-        self.freezes = 0
+        self.freezes: int = 0
         self.cut: str | None = None  # why it was aborted, once it was
         self._gate = gate
         self._traffic = traffic
