@@ -131,9 +131,13 @@ class Adopter:
         clock, config = asyncio.get_running_loop().time, engine.config
         bound_s = config.sleep_deadline_s + config.wake_deadline_s if unfinished & {"sleep", "wake"} else 0.0
         give_up_at = clock() + bound_s
-        wakes_by = clock() + (max(_LATE_WAKE_S, 2 * (engine.costs.wake_s or 0.0)) if "wake" in unfinished else 0.0)
+        late_s = max(_LATE_WAKE_S, 2 * (engine.costs.wake_s or 0.0)) if "wake" in unfinished else 0.0
+        wakes_by = clock() + late_s
         while True:
+            asked_at = clock()
             asleep = await self._world.control.is_sleeping(engine.url, deadline_s=max(_CALL_S, bound_s))
+            if clock() - asked_at > READY_POLL_S:
+                wakes_by = clock() + late_s  # it hung until now: what it was asked before begins only now
             readings = await self._readings(engine)
             agree = self._disagreement(engine, held_by(readings, pids), level) is None and clock() >= wakes_by
             if not asleep or agree or clock() >= give_up_at:

@@ -119,7 +119,8 @@ class Fleet:
         engines = [e for e in self.engines.values() if gpu in e.gpus]
         if reading.by_pid is not None:
             self._attribute(gpu, reading.by_pid, engines)
-        if reading.by_pid is not None or not claimed:
+        told = reading.by_pid is not None and all(e.pids or not e.live for e in engines)
+        if told or not claimed:  # one that still starts is charged with what it will hold, not with what it does
             record.foreign_bytes = max(0, reading.used_bytes - sum(e.charge_on(gpu) for e in engines))
 
     def _attribute(self, gpu: GpuId, by_pid: Mapping[int, int], engines: Iterable[EngineRuntime]) -> None:

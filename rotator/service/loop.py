@@ -29,7 +29,7 @@ from rotator.core.values import (
     State,
     Swap,
 )
-from rotator.ports import GpuReading, Handle, Recovered
+from rotator.ports import DeviceError, GpuReading, Handle, Recovered
 from rotator.service.adoption import Adopter
 from rotator.service.burial import Undertaker
 from rotator.service.calendar import Keeper
@@ -128,6 +128,16 @@ class Loop:
             self.tell(GpuRead(gpu, reading, None, inf))  # handled before the next decision
         return await applied
 
+    async def look_at(self, gpu: GpuId) -> None:
+        """Read a GPU and report what came of it."""
+        begun_at_s = self.now_s()
+        try:
+            reading = await self.world.devices.read(gpu, deadline_s=self.world.config.devices.read_deadline_s)
+        except DeviceError as e:
+            self.tell(GpuRead(gpu, None, str(e), begun_at_s))
+        else:
+            self.tell(GpuRead(gpu, reading, None, begun_at_s))
+
     async def learned(self, engine: EngineName, facts: Facts) -> None:
         applied: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self.tell(Learned(engine, facts, applied))
@@ -213,6 +223,7 @@ class Loop:
             await self.adopter.adopt_all(recovered)
         except Exception:
             _log.exception("adoption")
+        await asyncio.gather(*(self.look_at(gpu) for gpu in self.fleet.gpus))  # nothing is planned on bytes never seen
         await self.do(self._adopted)
 
     def _adopted(self) -> None:

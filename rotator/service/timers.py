@@ -9,10 +9,9 @@ from typing import Any
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.interval import IntervalTrigger
 
-from rotator.core.values import GpuId, State
-from rotator.ports import DeviceError
+from rotator.core.values import State
 from rotator.service.loop import Loop
-from rotator.service.mailbox import GpuRead, PidsRead, Unhealthy
+from rotator.service.mailbox import PidsRead, Unhealthy
 
 _log = logging.getLogger(__name__)
 _PIDS_EVERY_S = 10.0
@@ -58,18 +57,8 @@ class Timers:
         self._scheduler.add_job(job, IntervalTrigger(seconds=seconds), id=job.__name__)
 
     async def read_gpus(self) -> None:
-        await asyncio.gather(*(self._read_gpu(gpu) for gpu in self._loop.fleet.gpus))
+        await asyncio.gather(*(self._loop.look_at(gpu) for gpu in self._loop.fleet.gpus))
         self._loop.tick()
-
-    async def _read_gpu(self, gpu: GpuId) -> None:
-        deadline_s = self._loop.world.config.devices.read_deadline_s
-        begun = self._loop.now_s()
-        try:
-            reading = await self._loop.world.devices.read(gpu, deadline_s=deadline_s)
-        except DeviceError as e:
-            self._loop.tell(GpuRead(gpu, None, str(e), begun))
-        else:
-            self._loop.tell(GpuRead(gpu, reading, None, begun))
 
     async def _ask_health(self) -> None:
         awake = [e for e in self._loop.all_runtimes() if e.state is State.AWAKE]

@@ -53,6 +53,10 @@ class Judge:
     def shaken(self) -> None:
         self._shaken_at_s.append(self._world.now())
 
+    @property
+    def shakes(self) -> int:
+        return len(self._shaken_at_s)
+
     def forced(self, engine: EngineName) -> None:
         self._forced_at_s.append((engine, self._world.now()))
 

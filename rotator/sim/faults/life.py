@@ -28,7 +28,6 @@ from rotator.sim.faults.parts import DiskWorker, SimDevices, SimDisk, SimLaunche
 from rotator.sim.faults.world import LIFE, World
 
 _log = logging.getLogger(__name__)
-START_AGAIN_S = 1.0  # what a supervisor waits before it starts a service again that could not start
 FIRST_PORT = 20_000
 
 
@@ -75,7 +74,7 @@ class VirtualScheduler:
 
 
 class ServiceLife:
-    """``up`` is set while it serves. ``serve`` carries a client's request, in the life's own context."""
+    """``up`` is set while it serves; ``on_exit`` hears when it could not start."""
 
     up: bool = False
     loop: Loop
@@ -91,6 +90,7 @@ class ServiceLife:
         ledger_path: Path,
         parts: tuple[Network, SimLauncher, SimDisk],
         on_event: Callable[["ServiceLife", Event], None],
+        on_exit: Callable[["ServiceLife"], None],
     ) -> None:
         self.dead = False
         self._world = world
@@ -98,6 +98,7 @@ class ServiceLife:
         self._url = f"sqlite:///{ledger_path}"
         self._network, self._launcher, self._disk = parts
         self._on_event = on_event
+        self._on_exit = on_exit
         self._tasks: dict[asyncio.Task[Any], None] = {}
         self._context = contextvars.copy_context()
         self._context.run(LIFE.set, self)
@@ -124,12 +125,11 @@ class ServiceLife:
     # -- composition -------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        while True:
-            try:
-                await self._serve()
-            except LedgerError as e:
-                self._world.trace.note(f"the service cannot start: {e}")
-            await asyncio.sleep(START_AGAIN_S)
+        try:
+            await self._serve()
+        except LedgerError as e:
+            self._world.trace.note(f"the service cannot start: {e}")
+            self._on_exit(self)
 
     async def _serve(self) -> None:
         config, wall = self._config, self._world.wall
@@ -182,7 +182,7 @@ class ServiceLife:
             traffic=self.traffic, directory=FleetDirectory(fleet), config=config.gateway, bus=bus, metrics=metrics
         )
         asyncio.get_running_loop().create_task(self.loop.run(recovered))
-        Timers(self.loop, VirtualScheduler()).start()
+        Timers(self.loop, VirtualScheduler(), lambda _: 0.0).start()
         self.up = True
 
     def _request_ended(self, model: str, waited_s: float, outcome: str) -> None:

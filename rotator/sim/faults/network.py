@@ -176,6 +176,7 @@ class Wire(asyncio.Transport):
     async def _token(self, asked: Mapping[str, Any], key: str, i: int) -> str:
         await self._process.turn(asked["token_s"])
         if self._process.engine.is_cut:
+            self._process.engine.trouble()
             self.lost()
         return f"{self._process.model}|{key}|{i} " if self._process.sane else "!!!! "
 

@@ -44,6 +44,7 @@ from rotator.sim.faults.simloop import SimLoop
 from rotator.sim.faults.world import GIB, World
 
 TICK_S = 0.5
+START_AGAIN_S = 1.0  # what a supervisor waits before it starts a service again that could not start
 BACK_S = 40.0  # within this after the last fault the service is up
 SETTLE_S = 300.0  # within this after the last fault every engine serves, or says why a person must help
 SILENCE_S = 30.0  # so long nobody asks: in its second half nothing may come in any more
@@ -141,7 +142,7 @@ class _Run:
 
     def _begin_life(self) -> ServiceLife:
         parts = (self.network, self.launcher, self.disk)
-        life = ServiceLife(self.world, self.config, self.ledger_path, parts, self._on_bus)
+        life = ServiceLife(self.world, self.config, self.ledger_path, parts, self._on_bus, self._on_exit)
         self.judge.watch(life)
         self.judge.shaken()
         return life
@@ -164,9 +165,16 @@ class _Run:
             return
         self.world.trace.note("the service is killed")
         self.world.injected[f"kill before {kill.before}" if kill.before else "kill"] += 1
+        await self._restart(life, kill.down_s)
+
+    def _on_exit(self, life: ServiceLife) -> None:
+        self.world.spawn(self._restart(life, START_AGAIN_S))
+
+    async def _restart(self, life: ServiceLife, down_s: float) -> None:
         await life.kill()
-        await asyncio.sleep(kill.down_s)
-        self.life = self._begin_life()
+        await asyncio.sleep(down_s)
+        if life is self.life:
+            self.life = self._begin_life()
 
     def _on_bus(self, life: ServiceLife, event: BusEvent) -> None:
         if life.dead:
@@ -202,6 +210,7 @@ class _Run:
         busy = float(any(g.query or g.lingering for g in gpus) or self.disk.trouble != "" or self.launcher.away != "")
         return (
             busy,
+            float(self.judge.shakes),
             sum(g.disturbed_at_s for g in gpus),
             float(sum(len(e.troubled_at_s) for e in self.engines.values())),
         )
