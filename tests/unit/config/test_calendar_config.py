@@ -38,6 +38,11 @@ def test_a_begin_that_clocks_jump_over_in_spring_comes_when_they_have_jumped():
     assert gap == Span(at("2026-03-29T03:00"), at("2026-03-29T04:00"))
 
 
+def test_begins_that_clocks_jump_over_together_come_once():
+    gap = spans("15,45 2 * * *", "2026-03-29T00:00", duration_s=600.0)
+    assert gap == [Span(at("2026-03-29T03:00"), at("2026-03-29T03:10"))]
+
+
 def test_a_window_whose_begin_and_end_are_both_jumped_over_does_not_come():
     assert spans("10 2 * * *", "2026-03-29T00:00", end=Cron("50 2 * * *")) == []
 

@@ -38,6 +38,13 @@ def test_what_an_attached_engine_keeps_asleep_counts_always():
     assert [t.engines for t in found.together] == [("x",)]
 
 
+def test_what_an_attached_engine_keeps_asleep_is_in_the_way_of_sets_too():
+    attached = sized("x", "0", 50, residue=30, can_stop=False)
+    found = capacity(GPUS, [attached, sized("a", "0", 40), sized("b", "0", 40)], 0)
+    assert [t.engines for t in found.together] == [("a", "x"), ("b", "x")]
+    assert [(n.engine, n.other) for n in found.never] == [("a", "b")]
+
+
 def test_gpus_that_nobody_shares_are_judged_apart():
     found = capacity(GPUS, [sized("a", "0", 60), sized("b", "1", 60)], 0)
     assert [t.engines for t in found.together] == [("a",), ("b",)]
@@ -61,6 +68,11 @@ def test_kv_caches_small_enough_are_said_to_fit_as_they_are():
 def test_engines_whose_weights_do_not_fit_or_that_need_not_swap_are_not_elastic():
     assert capacity(GPUS, [sized("a", "0", 90, kv=30), sized("b", "0", 90, kv=30)], 0).elastic == ()
     assert capacity(GPUS, [sized("a", "0", 40, kv=30), sized("b", "0", 40, kv=30)], 0).elastic == ()
+
+
+def test_weights_that_leave_less_than_a_gibibyte_for_a_kv_cache_are_not_elastic():
+    pair = [sized("a", "0", 60, kv=12), sized("b", "0", 60, kv=13)]
+    assert capacity(GPUS, pair, 0).elastic == ()
 
 
 def test_a_kv_cache_that_is_not_known_is_estimated_from_residue_and_masters():

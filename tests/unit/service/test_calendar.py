@@ -297,6 +297,15 @@ def test_a_reservation_that_does_not_fit_beside_another_is_refused_with_its_name
     story(OFFICE.replace("'0 9 * * mon-fri'", "'0 9 * * sun'"), Wall("2026-11-23T12:00:00"), told)
 
 
+def test_a_reservation_is_refused_for_what_begins_in_the_middle_of_it() -> None:
+    async def told(service: Service) -> None:
+        await reserve(service, "a", start=datetime(2026, 11, 23, 13, 0), duration_s=60.0)
+        with pytest.raises(ReservationConflict, match="from Mon 2026-11-23 13:00 CET"):
+            await reserve(service, "b", duration_s=7200.0)
+
+    story(OFFICE.replace("mon-fri", "sun"), Wall("2026-11-23T12:00:00"), told)
+
+
 def test_a_reservation_yields_to_a_window_unless_its_priority_is_higher() -> None:
     async def told(service: Service) -> None:
         with pytest.raises(ReservationConflict, match="window 'office'"):
