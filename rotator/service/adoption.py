@@ -11,6 +11,7 @@ from rotator.ports import (
     DeviceError,
     EngineError,
     EngineRecord,
+    EngineTimeout,
     EngineUnreachable,
     GpuReading,
     Handle,
@@ -32,7 +33,7 @@ from rotator.service.world import World
 _log = logging.getLogger(__name__)
 _CALL_S = 10.0
 _LOOK_AGAIN_S = 5.0
-_LATE_WAKE_S = 2.0  # a wake that an earlier life asked for shows within this, or twice as long as its wakes take
+_LATE_WAKE_S = 2.0  # a wake that an earlier life asked for shows within this, or three times what its wakes take
 
 
 class Adopter:
@@ -113,7 +114,10 @@ class Adopter:
         control, url = self._world.control, engine.url
         await self._answering(engine, handle)
         level = self._level(engine, unfinished)
-        asleep, readings = await self._word_and_bytes(engine, pids, {t.intent.action for t in unfinished}, level)
+        begun = {t.intent.action for t in unfinished}
+        asleep, readings = await self._word_and_bytes(engine, pids, begun, level)
+        if asleep and "wake" in begun:
+            raise EngineTimeout("a wake was asked of it that does not show: nobody knows when it will")
         version = await control.version(url, deadline_s=_CALL_S)
         freezes = await control.can_freeze(url, engine.config.levels, deadline_s=_CALL_S)
         held = held_by(readings, pids)
@@ -131,7 +135,7 @@ class Adopter:
         clock, config = asyncio.get_running_loop().time, engine.config
         bound_s = config.sleep_deadline_s + config.wake_deadline_s if unfinished & {"sleep", "wake"} else 0.0
         give_up_at = clock() + bound_s
-        late_s = max(_LATE_WAKE_S, 2 * (engine.costs.wake_s or 0.0)) if "wake" in unfinished else 0.0
+        late_s = max(_LATE_WAKE_S, 3 * (engine.costs.wake_s or _CALL_S / 3)) if "wake" in unfinished else 0.0
         wakes_by = clock() + late_s
         while True:
             asked_at = clock()

@@ -50,9 +50,9 @@ class SwapRunner:
         if admit is None:
             await self._evictor.run(active, entries)
             return
-        intent = asyncio.ensure_future(self._open(active, (admit,)))  # written while the victims drain and sleep
         evicted = not active.swap.evict or await self._evictor.run(active, entries)
-        entry = (await intent)[admit.engine]
+        # Only now: a restart that finds it open has to reckon with a wake that was asked for.
+        entry = (await self._open(active, (admit,)))[admit.engine]
         if not evicted:
             active.error = active.error or "an engine did not yield its bytes"
             await self._abandon(entry, admit, active.error)

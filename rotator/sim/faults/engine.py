@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from rotator.core.values import GpuId
@@ -230,9 +230,9 @@ class Process:
                 return await self._question(path)
             case "POST", "/sleep":
                 given = dict(query)
-                return await self._operate("sleep", self._sleep(int(given["level"]), given.get("mode", "abort")))
+                return await self._operate("sleep", lambda: self._sleep(int(given["level"]), given.get("mode", "abort")))
             case "POST", "/wake_up":
-                return await self._operate("wake", self._wake(tuple(tag for _, tag in query)))
+                return await self._operate("wake", lambda: self._wake(tuple(tag for _, tag in query)))
         await self._stands()
         if path == "/collective_rpc":
             await asyncio.sleep(self.shape.wake_s)
@@ -263,12 +263,11 @@ class Process:
         }
         return (200, json.dumps(answers[path]).encode()) if path in answers else (404, b"")
 
-    async def _operate(self, op: str, work: Any) -> Reply:
+    async def _operate(self, op: str, work: Callable[[], Awaitable[Reply]]) -> Reply:
         await self._stands()
         self.begin(op)
         try:
-            reply: Reply = await work
-            return reply
+            return await work()
         except OutOfMemory as e:
             return 500, json.dumps({"error": {"message": f"Call to {op} failed: {e}"}}).encode()
         finally:

@@ -194,7 +194,7 @@ class _Run:
         shakes = self._shakes()
         while self.world.now() - begun < CHECK_S:
             await asyncio.sleep(TICK_S)
-            if self._shakes() != shakes or life.dead or not self._stands_still(life):
+            if shakes[0] or self._shakes() != shakes or life.dead or not self._stands_still(life):
                 return
             check = await life.operator.check_ledger()
             if check.matches:
@@ -297,6 +297,8 @@ class _Run:
     async def _one_client(self, ask: Ask) -> Answer:
         life = self.life
         answer = await Client(self.world, life, ask).run()
+        if answer.verdict == "forgotten" and life.up and self._needs_a_person(ask.engine):
+            answer.verdict = "left"  # it stands still until somebody lets its engine wake
         self.requests[answer.verdict] += 1
         self.judge.on_answer(answer, life)
         return answer
