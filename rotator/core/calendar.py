@@ -255,7 +255,7 @@ def _free_for(
 
 def _rested_at_s(engine: Engine, calendar: Calendar) -> float | None:
     """When an idle engine has been idle for long enough: at once if its window ended after it was last used."""
-    used_s = max(calendar.last_used_s.get(engine.name, 0.0), 0.0)
+    used_s = engine.demand.last_used_s
     released_s = calendar.released_s.get(engine.name)
     if released_s is not None and released_s >= max(used_s, engine.awake_since_s):
         return released_s

@@ -192,13 +192,12 @@ class Window:
 class Calendar:
     """What the calendar knows: windows that last or come soon, and which engines it returns to when nothing is wanted.
 
-    ``last_used_s`` is when each engine last served, ``released_s`` when a window last let go of it.
+    ``released_s`` is when a window last let go of an engine.
     """
 
     windows: tuple[Window, ...] = ()
     defaults: tuple[EngineName, ...] = ()
     default_after_s: float | None = None  # an engine idle this long makes room for a default; None: only after a window
-    last_used_s: Mapping[EngineName, float] = field(default_factory=dict)
     released_s: Mapping[EngineName, float] = field(default_factory=dict)
 
 

@@ -7,7 +7,7 @@ A window in force is known by its name and begin. One that has begun does not be
 when the wall clock is set back a little; when the clock jumps over a whole window, that window is left out.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -222,7 +222,7 @@ class Keeper:
         """Whether a wake of the engine is still wanted by the calendar."""
         return engine in self._defaults() or any(engine in self._held(e) for e in self._active.values())
 
-    def snapshot(self, now_s: float, now_wall_s: float, last_used_s: Mapping[EngineName, float]) -> values.Calendar:
+    def snapshot(self, now_s: float, now_wall_s: float) -> values.Calendar:
         """What the planner sees, on the loop's clock."""
         if not self._entries and not self.config.default_engines:
             return _EMPTY
@@ -237,7 +237,7 @@ class Keeper:
             if entry.key not in self._active and entry.key not in self._over and entry.begins_wall_s > now_wall_s
         ]
         after_s = self.config.default_after_s
-        return values.Calendar(tuple(windows), self._defaults(), after_s, last_used_s, dict(self._released_s))
+        return values.Calendar(tuple(windows), self._defaults(), after_s, dict(self._released_s))
 
     def _held(self, entry: Entry) -> tuple[EngineName, ...]:
         return tuple(name for name in entry.engines if (entry.key, name) not in self._waived)

@@ -156,8 +156,7 @@ class Loop:
         return frozenset(moving).union(*(a.swap.gpus for a in self.active.values()))
 
     def snapshot(self, commands: tuple[Command, ...] = ()) -> Snapshot:
-        last_used_s = {e.name: self.world.traffic.last_used_s(e.name) for e in self.fleet.engines.values()}
-        calendar = self.calendar.snapshot(self.now_s(), self._wall(), last_used_s)
+        calendar = self.calendar.snapshot(self.now_s(), self._wall())
         return self.fleet.snapshot(self.now_s(), self.claimed(), commands, calendar)
 
     def calendar_is_due(self) -> bool:

@@ -160,19 +160,18 @@ def test_the_default_engine_comes_back_where_there_is_room():
 
 
 def test_the_default_engine_comes_back_after_the_others_were_idle_for_long_enough():
-    idle = {"default_after_s": 60.0, "last_used_s": {"a": 950.0}}
-    waits = plan(_default(engine("d"), awake("a"), **idle))
+    waits = plan(_default(engine("d"), awake("a", demand=Demand(last_used_s=950.0)), default_after_s=60.0))
     assert waits.swaps == ()
     assert waits.look_again_at_s == 1010.0
-    now = plan(_default(engine("d"), awake("a"), **(idle | {"last_used_s": {"a": 940.0}})))
+    now = plan(_default(engine("d"), awake("a", demand=Demand(last_used_s=940.0)), default_after_s=60.0))
     assert evicted(only_swap(now)) == {"a": Action.SLEEP}
 
 
 def test_the_default_engine_comes_back_at_the_end_of_a_window_at_once():
-    ended = {"last_used_s": {"a": 950.0}, "released_s": {"a": 999.0}}
-    assert evicted(only_swap(plan(_default(engine("d"), awake("a"), **ended)))) == {"a": Action.SLEEP}
-    used_since = ended | {"last_used_s": {"a": 999.5}}
-    assert plan(_default(engine("d"), awake("a"), **used_since)).swaps == ()
+    ended = {"a": 999.0}
+    before, since = (awake("a", demand=Demand(last_used_s=used_s)) for used_s in (950.0, 999.5))
+    assert evicted(only_swap(plan(_default(engine("d"), before, released_s=ended)))) == {"a": Action.SLEEP}
+    assert plan(_default(engine("d"), since, released_s=ended)).swaps == ()
 
 
 @pytest.mark.parametrize("demand", [Demand(waiting=1), Demand(in_flight=1)])
@@ -210,7 +209,7 @@ def calendars(draw: st.DrawFn) -> Calendar:
         for n in range(draw(st.integers(0, 4)))
     ]
     after_s = draw(st.sampled_from((None, 10.0)))
-    return Calendar(tuple(windows), draw(names), after_s, {"e1": 995.0}, {"e2": 999.0})
+    return Calendar(tuple(windows), draw(names), after_s, {"e2": 999.0})
 
 
 @settings(max_examples=60, deadline=None)

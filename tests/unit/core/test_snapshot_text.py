@@ -27,7 +27,7 @@ def test_any_snapshot_comes_back_whole_and_plans_the_same(seen: Snapshot):
 
 
 def test_calendars_mappings_and_infinities_come_back():
-    days = Calendar((Window("w", ("a",), 1.0, 2.0, 3, "soon"),), ("a",), 5.0, {"a": 1.5}, {"a": 2.5})
+    days = Calendar((Window("w", ("a",), 1.0, 2.0, 3, "soon"),), ("a",), 5.0, {"a": 2.5})
     one = engine("a", wake_costs={Depth.HOST: 1.5}, kv_bytes=(7,), demand=Demand(oldest_wait_s=math.inf))
     seen = snapshot(one, calendar=days, claimed=frozenset({"0"}))
     assert snapshot_of(through_json(seen)) == seen
