@@ -121,6 +121,7 @@ PLAN: dict[str, Any] = {
                     "drain_bound_s": 5.0,
                     "expected_s": 1.1,
                     "bytes_per_gpu": {"GPU-0": -78 * _GIB},
+                    "depth": None,
                 }
             ],
             "admit": {
@@ -132,6 +133,7 @@ PLAN: dict[str, Any] = {
                 "drain_bound_s": 0.0,
                 "expected_s": 1.9,
                 "bytes_per_gpu": {"GPU-0": 78 * _GIB},
+                "depth": None,
             },
             "reason": "glm-5.1 is wanted and does not fit beside dsv4-flash",
             "gpus": ["GPU-0"],

@@ -212,7 +212,7 @@ def calendars(draw: st.DrawFn) -> Calendar:
     return Calendar(tuple(windows), draw(names), after_s, {"e2": 999.0})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(snapshots(), calendars())
 def test_no_calendar_overcommits_forces_or_evicts_whom_it_holds(seen: Snapshot, days: Calendar):
     seen = replace(seen, calendar=days)

@@ -18,7 +18,7 @@ def through_json(value: Any) -> Any:
     return json.loads(json.dumps(to_plain(value), allow_nan=False))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(snapshots())
 def test_any_snapshot_comes_back_whole_and_plans_the_same(seen: Snapshot):
     back = snapshot_of(through_json(seen))
