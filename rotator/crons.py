@@ -74,6 +74,7 @@ class Cron:
         return CronTrigger(**self._fields, timezone=UTC, end_date=end)
 
 
+_JUMP = timedelta(hours=3)  # no clock jumps further
 _EPOCH = datetime(2024, 1, 1)  # a Monday in a leap year
 
 
@@ -117,9 +118,8 @@ class Recurrence:
 
     def spans(self, from_wall_s: float, until_wall_s: float) -> Iterator[Span]:
         """Spans that last at some time within [from, until), in order of their begins, each once."""
-        back_s = SPAN_MAX_S if self.duration_s is None else self.duration_s
-        first = wall_time(from_wall_s - back_s, self.where) - timedelta(hours=3)  # no clock jumps further
-        last = wall_time(until_wall_s + self.ahead_s, self.where) + timedelta(hours=3)
+        first = self._first(from_wall_s)
+        last = wall_time(until_wall_s + self.ahead_s, self.where) + _JUMP
         seen: float | None = None
         for wall in self.start.between(first, last):
             begins = instant(wall, self.where)
@@ -130,13 +130,25 @@ class Recurrence:
 
     def next_after(self, at_wall_s: float) -> Span | None:
         """The first span that begins after that moment, within the next years."""
-        first = wall_time(at_wall_s + self.ahead_s, self.where) - timedelta(hours=3)
+        first = wall_time(at_wall_s + self.ahead_s, self.where) - _JUMP
         for wall in self.start.between(first, first + _SEARCH):
             begins = instant(wall, self.where)
             ends = self._end(wall, begins)
             if begins - self.ahead_s > at_wall_s and begins < ends:
                 return Span(begins - self.ahead_s, ends)
         return None
+
+    def _first(self, from_wall_s: float) -> datetime:
+        """A wall time from which on every begin must be looked at, for spans that last at that moment or later."""
+        at = wall_time(from_wall_s, self.where) - _JUMP
+        if self.end is None:
+            return at - timedelta(seconds=self.duration_s or 0.0)
+        # What began before the last end is over: mostly that is a day ago, seldom a month.
+        for back in (timedelta(days=1), timedelta(days=8), timedelta(seconds=SPAN_MAX_S)):
+            ends = list(self.end.between(at - back, at))
+            if ends:
+                return ends[-1]
+        return at - timedelta(seconds=SPAN_MAX_S)
 
     def _end(self, wall: datetime, begins_wall_s: float) -> float:
         if self.end is None:

@@ -209,7 +209,7 @@ class SqlLedger:
         return await self._read(lambda c: answer(c, asked))
 
     async def totals(self) -> Mapping[str, Mapping[str, float]]:
-        """Per model, over all time: requests, failed, client_left, waited_s_sum, waited_s_max. What is in
+        """Per model, over all that is kept: requests, failed, client_left, waited_s_sum, waited_s_max. What is in
         memory is included where it can be written."""
         with contextlib.suppress(LedgerError):
             await self.flush()

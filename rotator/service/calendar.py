@@ -206,6 +206,9 @@ class Keeper:
         bounds = (made.begins_wall_s, made.ends_wall_s)
         return Entry("", made.engines, *bounds, made.priority, self.config.timezone, made.id, made.note)
 
+    def active(self) -> tuple[Entry, ...]:
+        return tuple(self._active.values())
+
     def in_force(self, entry: Entry) -> bool:
         return entry.key in self._active
 

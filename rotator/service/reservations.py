@@ -33,7 +33,7 @@ class Reservations:
         """Windows in force and each one's next time, reservations, defaults."""
         keeper, config = self._loop.calendar, self._loop.calendar.config
         now = self._loop.wall_s()
-        windows = [e for e in keeper.spans(now, now + 1.0) if keeper.in_force(e)]
+        windows = [entry for entry in keeper.active() if not entry.id]
         for window, recurrence in config.recurrences:
             span = recurrence.next_after(now)
             if span is not None:

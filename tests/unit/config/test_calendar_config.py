@@ -73,6 +73,18 @@ def test_wall_times_in_order_are_instants_in_order(where: ZoneInfo):
         assert minutes == sorted(minutes)
 
 
+@pytest.mark.parametrize("end", ["0 6 * * *", "0 6 * * mon", "0 6 1 * *", "0,30 * * * *"])
+@pytest.mark.parametrize("start", ["0 22 * * *", "0 22 * * fri", "0 5,12,22 * * *"])
+def test_the_span_that_lasts_at_a_moment_is_found_however_long_ago_it_began(start: str, end: str):
+    every = Recurrence(Cron(start), BERLIN, Cron(end))
+    begin, days = at("2026-03-01T00:00"), 60
+    known = list(every.spans(begin, begin + days * 86400))
+    for hour in range(32 * 24, days * 24, 37):
+        moment = begin + hour * 3600
+        lasting = [s for s in known if s.begins_wall_s <= moment < s.ends_wall_s]
+        assert list(every.spans(moment, moment + 1)) == lasting
+
+
 def test_a_begin_ahead_moves_the_begin_and_not_the_end():
     (found,) = spans("0 9 * * *", "2026-11-20", duration_s=3600.0, ahead_s=120.0)
     assert found == Span(at("2026-11-20T08:58"), at("2026-11-20T10:00"))

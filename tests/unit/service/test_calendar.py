@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from rotator.config import FleetConfig
+from rotator.config_calendar import CalendarConfig
 from rotator.core.values import Command, CommandKind, State
 from rotator.ports import LedgerError
 from rotator.service.calendar import Keeper
@@ -225,6 +226,18 @@ def test_a_default_engine_that_an_operator_put_away_stays_away() -> None:
         assert service.state("b") is State.ASLEEP
 
     story(calendar("default_engines: [b]"), Wall("2026-11-23T12:00:00"), told)
+
+
+def test_a_window_that_a_changed_file_no_longer_has_lets_go_at_once() -> None:
+    async def told(service: Service) -> None:
+        await service.until("a", State.AWAKE, 60)
+        world = service.loop.world
+        world.config = world.config.model_copy(update={"calendar": CalendarConfig()})
+        assert await service.ask("b") < 60
+        ended = [e.data["reason"] for e in service.bus.since(0) if e.kind == "calendar.ended"]
+        assert ended == ["it was taken back"]
+
+    story(OFFICE, Wall("2026-11-23T12:00:00"), told)
 
 
 # -- reservations ----------------------------------------------------------------------------------------------------
