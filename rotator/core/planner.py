@@ -28,6 +28,7 @@ from rotator.core.values import (
     Command,
     CommandKind,
     Engine,
+    GpuId,
     Level,
     Plan,
     Snapshot,
@@ -68,13 +69,17 @@ def plan(snapshot: Snapshot) -> Plan:
 
 
 def _prewake(snapshot: Snapshot, planning: Planning) -> None:
-    """Wake sleepers that are likely wanted soon, the likeliest first, into room that costs nobody."""
+    """Wake sleepers that are likely wanted soon, the likeliest first, into room that costs nobody. Room that a likelier
+    one has no use for yet is kept for it: whoever came in there would be sent to sleep for it again."""
     least = snapshot.policy.prewake_chance
     if least is None:
         return
     likely = [e for e in snapshot.engines.values() if e.demand.soon >= least and e.state is State.ASLEEP]
+    kept: set[GpuId] = set()
     for engine in sorted(likely, key=lambda e: (-e.demand.soon, e.name)):
-        if engine.name not in planning.asked and planning.fits(engine):
+        if not kept.isdisjoint(engine.gpus) or not planning.fits(engine):
+            kept.update(engine.gpus)
+        elif engine.name not in planning.asked:
             chance = f"{engine.demand.soon:.0%}, {engine.demand.likely_why or 'by its history'}"
             reason = f"{engine.name} is likely wanted soon ({chance}) and there is room that nobody else wants"
             planning.admit(Wish(engine, preload=True, reason=reason, ahead=True))

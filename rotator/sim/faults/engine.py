@@ -229,8 +229,8 @@ class Process:
             case "GET", _:
                 return await self._question(path)
             case "POST", "/sleep":
-                given = dict(query)
-                return await self._operate("sleep", lambda: self._sleep(int(given["level"]), given.get("mode", "abort")))
+                level, mode = int(dict(query)["level"]), dict(query).get("mode", "abort")
+                return await self._operate("sleep", lambda: self._sleep(level, mode))
             case "POST", "/wake_up":
                 return await self._operate("wake", lambda: self._wake(tuple(tag for _, tag in query)))
         await self._stands()

@@ -38,10 +38,11 @@ HOWS = {
 }  # fmt: skip
 
 
-def make_script(seed: int) -> Script:
+def make_script(seed: int, *, brief: bool = False) -> Script:
+    """``brief`` scripts last a third as long, with as many faults in it."""
     rng = random.Random(seed)
     shape = _shape(rng)
-    faults_end_s = round(rng.uniform(40.0, 100.0), 1)
+    faults_end_s = round(rng.uniform(40.0, 100.0) / (3.0 if brief else 1.0), 1)
     events: list[Event] = [*_asks(rng, shape, faults_end_s), *_orders(rng, shape, faults_end_s)]
     dice = _Faults(rng, shape, faults_end_s)
     events += [dice.roll() for _ in range(rng.randint(3, 14))]

@@ -2,14 +2,17 @@
 
 import asyncio
 import sqlite3
+import tempfile
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import event
 
 from rotator.adapters.ledger import SqlLedger
-from rotator.adapters.ledger_database import Database
+from rotator.adapters.ledger_database import Database, parse
 from rotator.adapters.ledger_worker import Worker
 from rotator.core.values import GpuId
 from rotator.ports import DeviceError, DeviceTimeout, GpuInfo, GpuReading, Handle, LaunchError, LaunchSpec
@@ -169,6 +172,17 @@ class SimDisk:
         if self.database is not None:
             self.database.close()
             self.database = None
+
+
+@cache
+def new_ledger() -> bytes:
+    """An empty ledger as a file's bytes. Making one costs as much as a tenth of a run: it is made once a process."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ledger.db"
+        database = Database(parse(f"sqlite:///{path}"), busy_s=1.0)
+        database.open()
+        database.close()
+        return path.read_bytes()
 
 
 class SimLedger(SqlLedger):
