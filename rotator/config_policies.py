@@ -13,7 +13,7 @@ class PoliciesConfig(Section):
         default=2.0, ge=0, description="a busy engine keeps its turn this long after a wake; 0: no minimum"
     )
     longest_wait_s: float | None = Field(
-        default=300.0, gt=0, description="a wish this old goes before all others and ends their turns; null: off"
+        default=600.0, gt=0, description="no wish waits longer, as far as minimum stays and swaps allow; null: no bound"
     )
     priority_worth_s: float = Field(
         default=30.0, ge=0, description="one step of priority weighs like this much waiting"
@@ -24,7 +24,7 @@ class PoliciesConfig(Section):
     )
     ageing_s: float = Field(default=50.0, gt=0, description="so much waiting weighs like one more request")
     turn_margin: float = Field(
-        default=2.0,
+        default=3.0,
         ge=1,
         description="to end a turn, a swap must serve so many times as many requests as it interrupts",
     )
@@ -32,7 +32,7 @@ class PoliciesConfig(Section):
         default=0.1,
         gt=0,
         lt=1,
-        description="contended turns are sized so that swaps cost at most this share of the time; null: off",
+        description="of a GPU's time that swaps may cost which interrupt somebody; null: turns are not priced",
     )
     client_waiters_max: int | None = Field(
         default=8, ge=1, description="requests of one client that count at most for a model's turn; null: all of them"
@@ -44,10 +44,12 @@ class PoliciesConfig(Section):
     drain_bound_s: float = Field(
         default=5.0,
         ge=0,
-        description="in-flight work may finish this long at most before it is frozen",
+        description="in-flight work may finish this long before it is frozen, where nothing is priced",
     )
     drain_max_s: float = Field(
-        default=60.0, ge=0, description="work in flight may finish this long before a window of the calendar freezes it"
+        default=60.0,
+        ge=0,
+        description="no priced drain is longer, nor one before a window of the calendar freezes what is in flight",
     )
     stall_max_s: float | None = Field(
         default=900.0, gt=0, description="a stream stands still this long at most, over all its freezes; null: no bound"

@@ -9,7 +9,8 @@ from rotator.core import reasons
 from rotator.core.eviction import Option, cheapest, deepen_option, sleep_options, stop_option
 from rotator.core.ladder import Descent, relief
 from rotator.core.placement import Room, gib, need
-from rotator.core.turns import drain_s, overdue, served, stays_until_s
+from rotator.core.policy import rivals_on
+from rotator.core.turns import drain_s, due_in_s, served, stays_until_s
 from rotator.core.values import (
     Action,
     Blocked,
@@ -107,6 +108,8 @@ class Planning:
         self.host_free_bytes = snapshot.host_budget_bytes - snapshot.host_used_bytes
         self._least = min(self.room.most.values(), default=0)  # nobody who needs less can be hopeless anywhere
         self._now_s = snapshot.now_s
+        self._snapshot = snapshot
+        self._gpus = snapshot.gpus
         self._engines = snapshot.engines
         self._policy = snapshot.policy
         self._unreadable = {g.id for g in snapshot.gpus.values() if g.health is Health.UNKNOWN} | self.room.missing
@@ -160,7 +163,7 @@ class Planning:
             ahead = self._stayed.get(gpu)
             if ahead is None or engine.awake_bytes[index] < ahead.most_bytes or not ahead.gpus.issubset(engine.gpus):
                 continue
-            if self._policy.longest_wait_s is not None and overdue(engine, self._policy):
+            if due_in_s(engine, self._policy, self._rivals(engine)) <= 0.0:
                 return False
             self.asked.add(engine.name)
             reason = f"waits behind {ahead.blocked.engine}, which {ahead.blocked.reason}"
@@ -354,10 +357,24 @@ class Planning:
                         beside += served(other)
                         taken.update(other.gpus)
                         break
-        contenders = 1 + max((len(self._wanted_on[gpu]) for gpu in wish.gpus), default=0)
         return stays_until_s(
-            engine, wish, self._now_s, self._policy, interrupted=busy, beside=beside, contenders=contenders
+            engine,
+            wish,
+            self._now_s,
+            self._policy,
+            interrupted=busy,
+            beside=beside,
+            rivals=self._rivals(wish),
+            swapping=max([self._gpus[gpu].swapping for gpu in engine.gpus if gpu in self._gpus]),
         )
+
+    def _rivals(self, wish: Engine) -> int:
+        """How many others want its GPUs or are busy there."""
+        return max([self._rivals_on[gpu] for gpu in wish.gpus]) - 1
+
+    @cached_property
+    def _rivals_on(self) -> Mapping[GpuId, int]:
+        return rivals_on(self._snapshot)
 
     @cached_property
     def _wanted_on(self) -> dict[GpuId, list[Engine]]:
@@ -504,7 +521,9 @@ class Planning:
         """Whether a wish that waits for another's turn to end keeps its GPUs closed to later wishes. Where turns are
         priced it only does so when it is overdue: before, whoever outweighs the turn may take it."""
         policy = self._policy
-        return policy.swap_share is None or policy.longest_wait_s is None or overdue(engine, policy)
+        if policy.swap_share is None or policy.longest_wait_s is None:
+            return True
+        return due_in_s(engine, policy, self._rivals(engine)) <= 0.0
 
     def fits(self, engine: Engine) -> bool:
         """Whether it could come in without disturbing anybody, nor any wish that waits for the same GPUs."""

@@ -22,6 +22,7 @@ _SLOT_S = _DAY_S / SLOTS
 _SLOT_NEW = 0.3  # weight of a new day in what a slot is known for
 _SERVICE_NEW = 0.1  # weight of a new request in the mean time in service
 _RENORMALIZE_AT = 1e12
+SWAP_WINDOW_S = 300.0
 CHAIN_WINDOW_S = 60.0  # a request this long after another model's may be the next link of a chain
 _CHAIN_KEEP = 0.98
 _CHAIN_LINKS_MIN = 4.0  # a link is believed after so many
@@ -197,6 +198,23 @@ class Chains:
         if links < _CHAIN_LINKS_MIN:
             return 0.0, None
         return min(1.0, links / self._times[last]), last
+
+
+class SwapTime:
+    """What share of its recent time a GPU has spent on swaps: seconds that fade out over SWAP_WINDOW_S."""
+
+    __slots__ = ("_at_s", "_share")
+
+    def __init__(self) -> None:
+        self._share = 0.0
+        self._at_s = 0.0
+
+    def spent(self, seconds: float, now_s: float) -> None:
+        """A swap that interrupted somebody took so long."""
+        self._share, self._at_s = self.share(now_s) + seconds / SWAP_WINDOW_S, now_s
+
+    def share(self, now_s: float) -> float:
+        return self._share * exp((self._at_s - now_s) / SWAP_WINDOW_S)
 
 
 def expect(

@@ -1,11 +1,16 @@
 """The small judgements around a plan: whose turn is first, what a wait will be, when to try again."""
 
+from collections import defaultdict
+from collections.abc import Mapping
+from math import inf
+
 from rotator.core.lifecycle import is_moving
 from rotator.core.placement import Room, need
-from rotator.core.turns import overdue, urgency
-from rotator.core.values import Engine, EngineName, Policy, Snapshot, State
+from rotator.core.turns import due_in_s, urgency
+from rotator.core.values import Engine, EngineName, GpuId, Policy, Snapshot, State
 
 BACKOFF_DOUBLINGS_MAX = 32
+_DUE_FROM = 0.25  # of the longest wait: with so many rivals that a wish were due before, the bound cannot be kept
 
 
 def rank_s(engine: Engine, policy: Policy) -> float:
@@ -24,19 +29,45 @@ def is_wanted(engine: Engine) -> bool:
 def by_turn(snapshot: Snapshot) -> list[Engine]:
     """The engines that clients want, first turn first: the overdue, longest first; then by urgency, or by rank where
     that is switched off; then by name so that equal ones have an order too."""
-    policy, bound_s = snapshot.policy, snapshot.policy.longest_wait_s
-    rank = urgency if policy.urgency else rank_s
+    policy = snapshot.policy
+    rank, due = urgency if policy.urgency else rank_s, due_now(snapshot)
     turns = []
     for engine in snapshot.engines.values():
         demand = engine.demand
         if (demand.waiting or demand.frozen) and is_wanted(engine):
-            may_be_late = demand.frozen or (bound_s is not None and 2.0 * demand.oldest_wait_s >= bound_s)
-            if may_be_late and overdue(engine, policy):
+            if engine.name in due:
                 turns.append((0, -demand.oldest_wait_s, engine.name))
             else:
                 turns.append((1, -rank(engine, policy), engine.name))
     turns.sort()
     return [snapshot.engines[name] for _, _, name in turns]
+
+
+def due_now(snapshot: Snapshot) -> frozenset[EngineName]:
+    """The wishes that must be next so that none waits longer than the longest wait, nor any stream stands still for
+    longer than it may."""
+    policy, bound_s = snapshot.policy, snapshot.policy.longest_wait_s
+    from_s = inf if bound_s is None else _DUE_FROM * bound_s
+    may_be = [
+        e
+        for e in snapshot.engines.values()
+        if (e.demand.oldest_wait_s >= from_s or e.demand.stall_left_s < inf) and is_wanted(e)
+    ]
+    if not may_be:
+        return frozenset()
+    rivals = rivals_on(snapshot)
+    return frozenset(e.name for e in may_be if due_in_s(e, policy, max(rivals[g] for g in e.gpus) - 1) <= 0.0)
+
+
+def rivals_on(snapshot: Snapshot) -> Mapping[GpuId, int]:
+    """How many engines want each GPU or are busy on it."""
+    rivals: dict[GpuId, int] = defaultdict(int)
+    for engine in snapshot.engines.values():
+        demand = engine.demand
+        if demand.waiting or demand.frozen or demand.in_flight:
+            for gpu in engine.gpus:
+                rivals[gpu] += 1
+    return rivals
 
 
 def eta_s(snapshot: Snapshot, name: EngineName) -> float | None:

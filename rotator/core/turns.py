@@ -3,18 +3,19 @@
 What counts is how many requests are served at once. A busy engine keeps its turn
 
   * for ``min_stay_s`` in any case, so that nothing thrashes;
-  * then until swaps cost at most ``swap_share`` of the time: the engines that contend share ``1 / swap_share`` times
-    the cost of a swap there and back, by how much work each has;
+  * then while swaps that interrupted somebody have lately cost more than ``swap_share`` of the GPUs' time;
   * then until ``turn_margin`` times as many would be served by swapping as are served now; whoever waits counts for
     more the longer the oldest of them has waited.
 
-It ends at once when nobody uses the engine any more, and early for a wish that is overdue: then each of the engines
-that contend has its part of the longest wait, so that neither bound breaks the other.
+It ends at once when nobody uses the engine any more. And no wish waits longer than ``longest_wait_s``, as far as
+minimum stays and swaps allow: one that is due goes before all others, oldest first, and as long as any is due no turn
+is longer than its quota. A wish is due early enough for each rival on its GPUs to have a quota first.
 """
 
 from math import inf, log
 
 from rotator.core.costs import load_s
+from rotator.core.history import SWAP_WINDOW_S
 from rotator.core.values import Engine, Policy, State
 
 _CERTAIN = 2.0  # a spared stall is a guess, waiting is certain: it must be worth so many times as much
@@ -56,24 +57,27 @@ def round_s(leaving: Engine, coming: Engine) -> float:
     return leaving.sleep_cost_s + load_s(coming) + coming.sleep_cost_s + leaving.wake_cost_s
 
 
-def overdue(engine: Engine, policy: Policy) -> bool:
-    """Whether it must be next: its oldest wish reaches the bound, or a stream its longest stall, by the time that a
-    swap begun now has brought it in."""
-    lead_s = load_s(engine)
-    if engine.demand.frozen and engine.demand.stall_left_s <= lead_s:
-        return True
-    bound_s = policy.longest_wait_s
-    return bound_s is not None and engine.demand.oldest_wait_s >= bound_s - min(lead_s, _LEAD_SHARE_MAX * bound_s)
+def quota_s(engine: Engine, policy: Policy, rivals: int) -> float:
+    """Seconds that each of so many rivals may take, swap included, while the engine is due: half of an equal part of
+    the longest wait, or the least that a turn takes. inf where there is no longest wait."""
+    if policy.longest_wait_s is None:
+        return inf
+    least_s = policy.min_stay_s + policy.drain_bound_s + engine.sleep_cost_s + load_s(engine)
+    return max(least_s, policy.longest_wait_s / (2.0 * (rivals + 1)))
 
 
-def overdue_in_s(engine: Engine, policy: Policy) -> float:
-    """Seconds until ``overdue`` is true; 0 if it is, inf if it never will be."""
-    lead_s, bound_s = load_s(engine), policy.longest_wait_s
-    by_wait_s = inf
-    if bound_s is not None and (engine.demand.waiting or engine.demand.frozen):
-        by_wait_s = bound_s - min(lead_s, _LEAD_SHARE_MAX * bound_s) - engine.demand.oldest_wait_s
-    by_stall_s = engine.demand.stall_left_s - lead_s if engine.demand.frozen else inf
-    return max(0.0, min(by_wait_s, by_stall_s))
+def due_in_s(engine: Engine, policy: Policy, rivals: int = 1) -> float:
+    """Seconds until the engine must be next; 0 if it must be now, inf if it never will have to.
+
+    ``rivals`` are the engines that may have their turn before it. A stream's longest stall makes it due as well.
+    """
+    demand, lead_s = engine.demand, load_s(engine)
+    by_stall_s = demand.stall_left_s - lead_s if demand.frozen else inf
+    if policy.longest_wait_s is None or not (demand.waiting or demand.frozen):
+        return max(0.0, by_stall_s)
+    ahead_s = rivals * quota_s(engine, policy, rivals)
+    lead_s = min(lead_s, _LEAD_SHARE_MAX * policy.longest_wait_s)
+    return max(0.0, min(policy.longest_wait_s - ahead_s - lead_s - demand.oldest_wait_s, by_stall_s))
 
 
 def urgency(engine: Engine, policy: Policy) -> float:
@@ -95,31 +99,29 @@ def stays_until_s(
     *,
     interrupted: float | None = None,
     beside: float = 0.0,
-    contenders: int = 2,
+    rivals: int = 1,
+    swapping: float = 0.0,
 ) -> float:
     """When a busy engine's turn ends for the wish; may lie in the past.
 
     ``interrupted`` is how many are served now by all that are in the wish's way (None: by this engine alone),
-    ``beside`` how many more would be served by others that come in with the wish, and ``contenders`` how many engines
-    want these GPUs, this one included.
+    ``beside`` how many more would be served by others that come in with the wish, ``rivals`` how many engines want
+    these GPUs or have them, and ``swapping`` what share of the GPUs' time contended swaps have lately cost.
     """
-    if interrupted is None:
-        interrupted = served(engine)
     least_s = engine.awake_since_s + policy.min_stay_s
     if policy.swap_share is None:
         return least_s
-    turn_end_s = engine.awake_since_s + turn_s(engine, wish, policy)
-    late_s = now_s + overdue_in_s(wish, policy)
-    late_s = max(late_s, min(turn_end_s, engine.awake_since_s + part_s(engine, wish, policy, contenders)))
-    ends_s = max(turn_end_s, now_s + _outweighs_in_s(engine, wish, policy, interrupted, beside))
-    return max(least_s, min(ends_s, late_s))
+    interrupted = served(engine) if interrupted is None else interrupted
+    affordable_in_s = _affordable_in_s(policy.swap_share, swapping)
+    ends_s = now_s + max(affordable_in_s, _outweighs_in_s(engine, wish, policy, interrupted, beside))
+    quota_ends_s = engine.awake_since_s + quota_s(wish, policy, rivals) - engine.sleep_cost_s - load_s(wish)
+    due_s = max(now_s + due_in_s(wish, policy, rivals), quota_ends_s)
+    return max(least_s, min(ends_s, due_s))
 
 
-def part_s(engine: Engine, wish: Engine, policy: Policy, contenders: int) -> float:
-    """How long each turn may last when as many engines contend and none shall wait longer than the longest wait."""
-    if policy.longest_wait_s is None:
-        return 0.0
-    return max(0.0, policy.longest_wait_s / max(2, contenders) - round_s(engine, wish) / 2.0)
+def _affordable_in_s(share: float, swapping: float) -> float:
+    """Seconds until swaps, if none comes meanwhile, have cost no more than their share."""
+    return SWAP_WINDOW_S * log(swapping / share) if swapping > share else 0.0
 
 
 def _outweighs_in_s(engine: Engine, wish: Engine, policy: Policy, interrupted: float, beside: float) -> float:
@@ -131,15 +133,6 @@ def _outweighs_in_s(engine: Engine, wish: Engine, policy: Policy, interrupted: f
     return max(0.0, lacking * pace_s - waited_s)
 
 
-def turn_s(engine: Engine, wish: Engine, policy: Policy) -> float:
-    """How long the engine's turn lasts against the wish so that swaps cost at most their share of the time."""
-    if policy.swap_share is None or not (engine.measured and wish.measured):
-        return 0.0
-    both_s = round_s(engine, wish) * (1.0 / policy.swap_share - 1.0)
-    mine, other = _load(engine), _load(wish)
-    return both_s * mine / max(mine + other, 1e-9)
-
-
 def drain_s(engine: Engine, wish: Engine | None, policy: Policy) -> float:
     """How long work in flight may go on before it is frozen: ``drain_bound_s`` where no clients wait (None), or where
     nothing is known of its service.
@@ -147,7 +140,8 @@ def drain_s(engine: Engine, wish: Engine | None, policy: Policy) -> float:
     While n streams are in flight, one ends every ``service_s / n`` seconds, and each that ends is spared a stall of the
     swap there and back and the other's turn, and of computing again what it had. Meanwhile everybody waits who waits
     for the wish. So the drain goes on as long as the streams that end spare more than the waiting costs; a spared stall
-    is a guess and the waiting is certain, so it must be worth twice as much.
+    is a guess and the waiting is certain, so it must be worth twice as much. No priced drain is longer than
+    ``drain_max_s``, nor than ``drain_bound_s`` where it would make the wish due.
     """
     demand = engine.demand
     if wish is None or not policy.preempt or demand.service_s is None or not demand.in_flight:
@@ -155,14 +149,11 @@ def drain_s(engine: Engine, wish: Engine | None, policy: Policy) -> float:
     worth_it = _CERTAIN * max(1.0, weight(wish)) * demand.service_s / stall_s(engine, wish, policy)
     if demand.in_flight <= worth_it:
         return 0.0  # with so few streams, waiting costs more than it spares
-    return min(policy.drain_bound_s, demand.service_s * log(demand.in_flight / max(worth_it, 0.5)))
+    until_s = demand.service_s * log(demand.in_flight / max(worth_it, 0.5))
+    return min(until_s, max(policy.drain_bound_s, min(policy.drain_max_s, due_in_s(wish, policy))))
 
 
 def stall_s(engine: Engine, wish: Engine, policy: Policy) -> float:
     """How long a stream of the engine is expected to lose by being frozen for the wish."""
     again_s = policy.recompute_share * (engine.demand.service_s or 0.0)
     return round_s(engine, wish) + max(policy.min_stay_s, batch_s(wish, weight(wish))) + again_s
-
-
-def _load(engine: Engine) -> float:
-    return served(engine) * (engine.demand.service_s or 1.0)

@@ -70,6 +70,7 @@ class Gpu:
     foreign_bytes: int = 0
     reserve_bytes: int = 0
     health: Health = Health.OK
+    swapping: float = 0.0  # share of its recent time that swaps cost which interrupted somebody
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,6 @@ class Engine:
     held_by: str = ""  # the entry of the calendar that keeps it awake, in words; it is pinned meanwhile
     held_until_s: float | None = None
     slots: int = 256  # requests that it serves at once
-    measured: bool = True  # its sleep and wake were; turns are not sized by guesses
     wake_costs: Mapping[Depth, float] = field(default_factory=dict)  # as measured, by what it had to bring back
     slept_at_s: float = 0.0  # when it last fell asleep
     has_disk: bool = False  # its allocator can keep masters on disk
@@ -155,16 +155,14 @@ class Policy:
 
     min_stay_s: float = 2.0  # a busy engine keeps its turn this long after a wake; 0 = no minimum stay
     priority_worth_s: float = 30.0  # one step of priority weighs like this much waiting
-    drain_bound_s: float = 5.0  # in-flight work may finish this long before it is frozen
-    longest_wait_s: float | None = None  # a wish this old goes before all others and ends their turns; None: none does
+    drain_bound_s: float = 5.0  # in-flight work may finish this long before it is frozen, where nothing is priced
+    longest_wait_s: float | None = None  # no wish waits longer, as far as stays and swaps allow; None: no bound
     urgency: bool = False  # wishes go by how many they would serve and their wait, not by the oldest wait alone
     ageing_s: float = 50.0  # so much waiting weighs like one more request
-    turn_margin: float = 2.0  # a swap must serve so many times as many as it interrupts
-    swap_share: float | None = (
-        None  # contended turns last until swaps cost at most this share of the time; None: no turns
-    )
+    turn_margin: float = 3.0  # a swap must serve so many times as many as it interrupts
+    swap_share: float | None = None  # of a contended GPU's time that swaps may cost; None: turns are not priced
     preempt: bool = False  # finishing work in flight is priced against freezing it; else drain_bound_s for all
-    drain_max_s: float = 60.0  # work in flight may finish this long before the calendar freezes it for a whole window
+    drain_max_s: float = 60.0  # no priced drain is longer; nor one before the calendar freezes for a whole window
     recompute_share: float = 0.02  # of the time that a stream has run: what its next wake spends on computing it again
     ladder: bool = False  # engines sink from awake to asleep to disk by price, where memory is wanted by others
     idle_sleep_s: float | None = None  # idle this long: asleep, wanted or not

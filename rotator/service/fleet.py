@@ -141,7 +141,9 @@ class Fleet:
         return Snapshot(
             now_s=now_s,
             gpus={
-                g.info.id: Gpu(g.info.id, g.info.total_bytes, g.foreign_bytes, g.reserve_bytes, g.health)
+                g.info.id: Gpu(
+                    g.info.id, g.info.total_bytes, g.foreign_bytes, g.reserve_bytes, g.health, g.swaps.share(now_s)
+                )
                 for g in self.gpus.values()
             },
             engines={e.name: self._seen(e, now_s) for e in self.engines.values()},

@@ -416,10 +416,20 @@ class Loop:
     def _swap_ended(self, active: ActiveSwap) -> None:
         for name in active.refused:
             self.fleet.engines[name].yields_after_s = self.now_s() + YIELD_AGAIN_S
+        self._count_swap_time(active)
         phases = {name: round(seconds, 4) for name, seconds in active.phases_s.items()}
         admit = active.swap.admit.engine if active.swap.admit else None
         self.world.bus.publish("swap.ended", admit, id=active.id, error=active.error, phases_s=phases)
         self.desk.ended(active)
+
+    def _count_swap_time(self, active: ActiveSwap) -> None:
+        """What a swap cost that interrupted somebody: its time without the drain, in which there was still service."""
+        steps, seen = active.swap.evict, active.seen.engines if active.seen else {}
+        if not any(step.engine in seen and seen[step.engine].demand.in_flight for step in steps):
+            return
+        seconds = self.now_s() - active.begun_at_s - active.phases_s.get("drain", 0.0)
+        for gpu in active.swap.gpus & self.fleet.gpus.keys():
+            self.fleet.gpus[gpu].swaps.spent(seconds, self.now_s())
 
     def _is_wanted(self, active: ActiveSwap) -> bool:
         """A swap is wanted while somebody waits for its engine; commands and preloads are wanted to their end."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from rotator.config import GIB, EngineConfig
 from rotator.core import values
-from rotator.core.history import History
+from rotator.core.history import History, SwapTime
 from rotator.core.lifecycle import Event, is_live
 from rotator.core.values import Command, Depth, GpuId, Health, Level, State
 from rotator.ports import EngineRecord, GpuInfo, GpuReading, Handle, LaunchSpec, Residency
@@ -27,6 +27,7 @@ class GpuRecord:
     moved_at_s: float = 0.0  # when an engine here last changed its state
     unreadable: str | None = None  # why the last reading failed; None when it succeeded
     cordoned: str | None = None  # the operator's reason
+    swaps: SwapTime = field(default_factory=SwapTime)  # those that interrupted somebody
 
     @property
     def health(self) -> Health:

@@ -41,7 +41,6 @@ def engine_seen(
         retry_at_s=engine.retry_at_s,
         preload=engine.preload,
         slots=config.in_flight_max or slots_of(config.command),
-        measured=costs.wake_s is not None and costs.sleep_s is not None,
         wake_costs=costs.wakes,
         slept_at_s=engine.slept_at_s,
         has_disk=config.disk and sinks,
