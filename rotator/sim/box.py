@@ -39,7 +39,7 @@ class Box:
         self.at, self.engine, self.service = at, engine, service
         n = len(machine.specs)
         self.now = 0.0
-        self.next = 0  # the next arrival
+        self.next, self.last = 0, len(at)  # the next arrival, and the end of all
         self.state: list[State] = [State.STOPPED] * n
         self.depth: list[Depth | None] = [None] * n
         self.waiting: list[deque[int]] = [deque() for _ in range(n)]  # at the gate, in order of arrival
@@ -172,7 +172,7 @@ class Box:
         at, engine_of, state, heap = self.at, self.engine, self.state, self._heap
         running, inside, slots = self.running, self.inside, [spec.slots for spec in self.specs]
         freezes = self.freezes
-        last, used_at, policy = len(at), self.used_at, self.policy
+        last, used_at, policy = self.last, self.used_at, self.policy
         first_s, done_s, service, recording = self.first_s, self.done_s, self.service, self.recording
         if self._dirty:
             self._decide()

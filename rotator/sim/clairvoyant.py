@@ -1,12 +1,13 @@
 """A planner that sees the future in a window, as the bound to measure distance from.
 
 At every decision it copies the box, tries each next step (leave all as it is, or bring one of the wanted engines in),
-lets a good online rule play on with the true future arrivals and service times to the end of the window, and takes the
-step after which all requests together were delayed least. This is a rollout (D. Bertsekas, "Rollout Algorithms for
+lets a good online rule play on with the true arrivals and service times of the window until those are served, and takes
+the step after which all requests together were delayed least. This is a rollout (D. Bertsekas, "Rollout Algorithms for
 Combinatorial Optimization", 1997): never worse than its rule if the window held all the future. It is no proof of the
 least possible delay, only of what a planner with foresight gets here.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from math import inf
 
@@ -16,6 +17,7 @@ from rotator.sim.box import Box
 from rotator.sim.events import Victim
 from rotator.sim.machine import Machine
 
+FOLLOWED = 5  # windows after the first for which requests of the window are followed, without new ones
 MARGIN_S = 1.0  # a step other than the rule's must save so much delay in all
 
 
@@ -164,8 +166,8 @@ class Clairvoyant:
         self,
         machine: Machine,
         *,
-        window_s: float = 600.0,
-        every_s: float = 5.0,
+        window_s: float = 300.0,
+        every_s: float = 10.0,
         tries: int = 3,
         rule: Rule | None = None,
     ) -> None:
@@ -174,7 +176,7 @@ class Clairvoyant:
         self._chosen_rule = rule or Rule()
         self._rule = MostServed(machine, self._chosen_rule)
         self._decided_s = -inf
-        self._last: tuple[int, ...] = ()
+        self._held_until_s = -inf
 
     def arrived(self, box: Box, engine: int) -> None:
         """Never called."""
@@ -184,8 +186,12 @@ class Clairvoyant:
 
     def decide(self, box: Box) -> None:
         box.every_waiter = True
-        if box.now < self._decided_s + self._every_s:
+        if box.now < self._held_until_s:
+            box.ask_at(self._held_until_s)
+            return
+        if box.now < self._decided_s + self._every_s:  # in between the rule decides alone
             box.ask_at(self._decided_s + self._every_s)
+            self._rule.decide(box)
             return
         wishes = self._rule.wishes(box)[: self._tries]
         if wishes:
@@ -193,18 +199,21 @@ class Clairvoyant:
             self._best(box, wishes)
 
     def _best(self, box: Box, wishes: list[tuple[float, int, list[int]]]) -> None:
-        """Try what the rule would do, to wait, and each wish; do the best."""
-        end_s = box.now + self._window_s
+        """Try what the rule would do, to wait where the rule would not, and each other wish; do the best."""
+        end_s, held_s = box.now + self._window_s, box.now + 2 * self._every_s
         by_rule = box.fork(self._rule)
         self._rule.decide(by_rule)
+        begun = {swap.admit for id, swap in by_rule.swaps.items() if id not in box.swaps}
         best_s, best = self._play(by_rule, end_s) - MARGIN_S, -2
-        held_s = box.now + 2 * self._every_s
-        held = box.fork(_Held(self._machine, self._chosen_rule, held_s))
-        held.ask_at(held_s)
-        delay_s = self._play(held, end_s)
-        if delay_s < best_s:
-            best_s, best = delay_s, -1
+        if begun:
+            held = box.fork(_Held(self._machine, self._chosen_rule, held_s))
+            held.ask_at(held_s)
+            delay_s = self._play(held, end_s)
+            if delay_s < best_s:
+                best_s, best = delay_s, -1
         for i, (_, engine, yields) in enumerate(wishes):
+            if engine in begun:
+                continue
             trial = box.fork(self._rule)
             self._rule.bring_in(trial, engine, yields)
             self._rule.decide(trial)
@@ -214,12 +223,14 @@ class Clairvoyant:
         if best == -2:
             self._rule.decide(box)
         elif best == -1:
-            box.ask_at(box.now + self._every_s)
+            self._held_until_s = box.now + self._every_s
+            box.ask_at(self._held_until_s)
         else:
             self._rule.bring_in(box, wishes[best][1], wishes[best][2])
             self._rule.decide(box)
 
-    @staticmethod
-    def _play(box: Box, end_s: float) -> float:
-        box.run(end_s)
+    def _play(self, box: Box, end_s: float) -> float:
+        """Delay of all requests that come within the window, followed until they are served (or long enough)."""
+        box.last = bisect_right(box.at, end_s, box.next)
+        box.run(end_s + FOLLOWED * self._window_s)
         return box.delay_s + box.standing_delay_s()

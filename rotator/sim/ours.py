@@ -13,7 +13,7 @@ from rotator.sim.machine import Machine
 # As in the loop: waiting cannot help whoever wants one of these.
 HOPELESS = frozenset({BlockKind.NEVER_FITS, BlockKind.PINNED, BlockKind.QUARANTINED, BlockKind.CORDONED})
 
-EXPECT_EVERY_S, EXPECT_SHARE = 1.0, 0.02  # the loop reads the GPUs, and so plans, once a second
+EXPECT_EVERY_S, EXPECT_SHARE = 2.0, 0.05  # a chance is looked up anew after this, or after so much more silence
 _Seen = tuple[Expectation, Expectation]  # within the horizon of evictions, and of pre-waking
 
 
@@ -42,12 +42,14 @@ class Ours:
 
     def arrived(self, box: Box, engine: int) -> None:
         self._histories[engine].arrived(box.now, box.now)
+        self._seen[engine] = (-inf, self._seen[engine][1])
         self._chains.arrived(self._names[engine], box.now)
 
     def ended(self, box: Box, engine: int, service_s: float) -> None:
         self._histories[engine].served(service_s)
 
     def decide(self, box: Box) -> None:
+        box.every_waiter = True  # as in the loop: how many wait bends decisions
         made = plan(self.snapshot(box))
         for swap in made.swaps:
             self._begin(box, swap)
@@ -85,7 +87,7 @@ class Ours:
         return made
 
     def _expected(self, box: Box, i: int) -> _Seen:
-        """Looked up again every second, and with a long silence less often: by then a chance hardly moves."""
+        """Looked up anew when a request came, and with a long silence seldom: by then a chance hardly moves."""
         until_s, seen = self._seen[i]
         if box.now < until_s:
             return seen

@@ -74,7 +74,7 @@ def result(name: str, box: Box, *, deadline_s: float = DEADLINE_S, wall_s: float
     waits.sort()
     delays.sort()
     n = max(1, len(waits))
-    span_s = max(box.now, 1e-9)
+    span_s = max(max(box.at, default=0.0), max((d for d in box.done_s if d == d), default=0.0), 1e-9)
     hours = span_s / 3600
     return Result(
         policy=name,
