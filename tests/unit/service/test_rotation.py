@@ -368,7 +368,7 @@ def test_two_streams_of_demand_for_two_engines_share_the_gpus_without_starving()
             await asyncio.gather(client("a"), client("b"), client("a"), client("b"))
             for name in waits:
                 assert max(waits[name]) < 120  # the first turn is by guesses: no swap was measured yet
-                assert max(w for w in waits[name][20:]) < 40
+                assert max(w for w in waits[name][-200:]) < 30
                 assert len(waits[name]) > 20
 
     run(story())
