@@ -10,7 +10,7 @@ from math import inf, sqrt
 
 from rotator.core.values import Depth, Level, State
 from rotator.sim.box import Box
-from rotator.sim.events import Victim
+from rotator.sim.events import Quiet, Victim
 
 _MOVING = (State.DRAINING, State.FALLING_ASLEEP, State.WAKING, State.STARTING, State.STOPPING)
 
@@ -64,19 +64,7 @@ def yielding(box: Box, engines: Iterable[int], drain_s: float = inf) -> tuple[Vi
     return tuple(victims)
 
 
-class _Quiet:
-    """A policy that needs no word of every single request."""
-
-    notes_arrivals = False
-
-    def arrived(self, box: Box, engine: int) -> None:
-        """Never called."""
-
-    def ended(self, box: Box, engine: int, service_s: float) -> None:
-        """Never called."""
-
-
-class FirstCome(_Quiet):
+class FirstCome(Quiet):
     """Swap on demand in order of arrival, with an idle timeout: what llama-swap's FIFO scheduler does.
 
     Of github.com/mostlygeek/llama-swap, internal/router/scheduler/fifo.go: a request for a loaded model is served at
@@ -107,7 +95,7 @@ class FirstCome(_Quiet):
                 box.ask_at(due_s)
 
 
-class LeastRecent(_Quiet):
+class LeastRecent(Quiet):
     """A cache of models: the longest wait is served next, the least recently used engine makes room.
 
     Unlike first-come there is no fast path past a chosen victim: it is closed when it is chosen, and drains to its end.
@@ -122,7 +110,7 @@ class LeastRecent(_Quiet):
             box.swap(engine, yielding(box, victims), freeze=False)
 
 
-class FixedSlices(_Quiet):
+class FixedSlices(Quiet):
     """Round robin: each wanted engine has the GPUs for a fixed slice, then the one that was served longest ago.
 
     The textbook's time slicing, with preemption: what is in flight at the end of a slice freezes. A slice ends early

@@ -159,6 +159,7 @@ class Box:
             if self.state[victim.engine] is State.AWAKE:
                 self.state[victim.engine] = State.DRAINING
                 if self.in_flight(victim.engine):
+                    swap.interrupts = True
                     bound = max(bound, victim.drain_s)
         if bound <= 0.0:
             self._bound_reached(swap)
@@ -337,7 +338,7 @@ class Box:
     def _drained(self, swap: ActiveSwap) -> None:
         """All victims sleep, side by side; what is in flight stands still."""
         victims = swap.victims
-        swap.draining = False
+        swap.draining, swap.drained_s = False, self.now
         self._copying += (ranks := sum(len(self.specs[v.engine].gpus) for v in victims))
         took = 0.0
         for victim in victims:
@@ -382,8 +383,7 @@ class Box:
             self.counts.sleeps += 1
         admit = swap.admit
         if admit is None or not (self.is_wanted(admit) or swap.unasked):
-            del self.swaps[swap.id]
-            self._dirty = True
+            self._over(swap)
             return
         self._bring_in(swap, admit)
 
@@ -413,7 +413,6 @@ class Box:
             self.host_used -= spec.host_bytes
         self.depth[engine] = None
         self.awake_since[engine] = self.now
-        del self.swaps[swap.id]
         if self.frozen[engine]:
             stood = self.now - self.frozen_since[engine]
             for request, left in self.frozen[engine].items():
@@ -424,6 +423,11 @@ class Box:
                 self.stood_s[request] = self.stood_s.get(request, 0.0) + stood
             self.frozen[engine].clear()
         self._open(engine)
+        self._over(swap)
+
+    def _over(self, swap: ActiveSwap) -> None:
+        del self.swaps[swap.id]
+        self.policy.swapped(self, swap, self.now - swap.drained_s)
         self._dirty = True
 
     def _open(self, engine: int) -> None:

@@ -14,7 +14,7 @@ from math import inf
 from rotator.core.values import Level, State
 from rotator.sim.baselines import yielding
 from rotator.sim.box import Box
-from rotator.sim.events import Victim
+from rotator.sim.events import Quiet, Victim
 from rotator.sim.machine import Machine
 
 FOLLOWED = 5  # windows after the first for which requests of the window are followed, without new ones
@@ -31,13 +31,11 @@ class Rule:
     stay_s: float = 10.0
 
 
-class MostServed:
+class MostServed(Quiet):
     """The rule that the rollouts play on with: whoever serves the most requests at once has the GPUs.
 
     Light engines that would share the place of a heavy one count together. Everyone in flight freezes at once.
     """
-
-    notes_arrivals = False
 
     def __init__(self, machine: Machine, rule: Rule | None = None) -> None:
         self._rule = rule or Rule()
@@ -45,12 +43,6 @@ class MostServed:
         self._masks = [sum(1 << gpu for gpu in spec.gpus) for spec in machine.specs]
         self._rivals = _rivals(machine)
         self._plenty = sum(spec.host_bytes for spec in machine.specs) <= machine.host_bytes
-
-    def arrived(self, box: Box, engine: int) -> None:
-        """Never called."""
-
-    def ended(self, box: Box, engine: int, service_s: float) -> None:
-        """Never called."""
 
     def wishes(self, box: Box) -> list[tuple[float, int, list[int]]]:
         """What may be brought in now: (how strongly it is wanted, engine, who yields), the strongest first."""
@@ -156,11 +148,9 @@ class _Held(MostServed):
         super().decide(box)
 
 
-class Clairvoyant:
+class Clairvoyant(Quiet):
     """The rollout planner. ``window_s`` is how far it sees, ``every_s`` the least time between two of its decisions
     for the same engines, ``tries`` how many of the strongest wishes it looks at."""
-
-    notes_arrivals = False
 
     def __init__(
         self,
@@ -177,12 +167,6 @@ class Clairvoyant:
         self._rule = MostServed(machine, self._chosen_rule)
         self._decided_s = -inf
         self._held_until_s = -inf
-
-    def arrived(self, box: Box, engine: int) -> None:
-        """Never called."""
-
-    def ended(self, box: Box, engine: int, service_s: float) -> None:
-        """Never called."""
 
     def decide(self, box: Box) -> None:
         box.every_waiter = True

@@ -22,6 +22,24 @@ class Decider(Protocol):
 
     def ended(self, box: "Box", engine: int, service_s: float) -> None: ...
 
+    def swapped(self, box: "Box", swap: "ActiveSwap", seconds: float) -> None:
+        """A swap is over; its drain does not count into ``seconds``."""
+
+
+class Quiet:
+    """A policy that needs no word of single requests and swaps."""
+
+    notes_arrivals = False
+
+    def arrived(self, box: "Box", engine: int) -> None:
+        """Never called."""
+
+    def ended(self, box: "Box", engine: int, service_s: float) -> None:
+        """Never called."""
+
+    def swapped(self, box: "Box", swap: "ActiveSwap", seconds: float) -> None:
+        """Nothing to note."""
+
 
 @dataclass(frozen=True, slots=True)
 class Victim:
@@ -41,7 +59,9 @@ class ActiveSwap:
     freeze: bool
     gpus: frozenset[int]
     unasked: bool
+    interrupts: bool = False  # somebody was being served by who makes room
     draining: bool = True
+    drained_s: float = inf
 
 
 @dataclass(slots=True)

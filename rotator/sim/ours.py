@@ -1,13 +1,14 @@
 """The service's own policy in a replay: the same pure planner, asked as the loop asks it."""
 
+from dataclasses import replace
 from math import inf
 
 from rotator.config_policies import PoliciesConfig
-from rotator.core.history import Chains, Expectation, History, expect
+from rotator.core.history import Chains, Expectation, History, SwapTime, expect
 from rotator.core.planner import plan
 from rotator.core.values import Action, BlockKind, Demand, Engine, Gpu, Snapshot, State, Step, Swap
 from rotator.sim.box import Box
-from rotator.sim.events import Victim
+from rotator.sim.events import ActiveSwap, Victim
 from rotator.sim.machine import Machine
 
 # As in the loop: waiting cannot help whoever wants one of these.
@@ -36,6 +37,7 @@ class Ours:
         self._start_s = [machine.start_s(spec) for spec in machine.specs]
         self._histories = [History() for _ in machine.specs]
         self._chains = Chains()
+        self._swap_times = [SwapTime() for _ in machine.gpu_bytes]
         nobody = Expectation(0.0)
         self._seen: list[tuple[float, _Seen]] = [(-inf, (nobody, nobody))] * len(machine.specs)
         self._views: list[tuple[tuple[object, ...], Engine] | None] = [None] * len(machine.specs)
@@ -47,6 +49,11 @@ class Ours:
 
     def ended(self, box: Box, engine: int, service_s: float) -> None:
         self._histories[engine].served(service_s)
+
+    def swapped(self, box: Box, swap: ActiveSwap, seconds: float) -> None:
+        if swap.interrupts:
+            for gpu in swap.gpus:
+                self._swap_times[gpu].spent(seconds, box.now)
 
     def decide(self, box: Box) -> None:
         box.every_waiter = True  # as in the loop: how many wait bends decisions
@@ -65,13 +72,18 @@ class Ours:
         """What the service's loop would show its planner now."""
         return Snapshot(
             now_s=box.now,
-            gpus=self._gpus,
+            gpus=self._gpus_now(box.now),
             engines={name: self._engine(box, i) for i, name in enumerate(self._names)},
             host_budget_bytes=self._machine.host_bytes,
             host_used_bytes=box.host_used,
             claimed=frozenset(f"GPU-{gpu}" for gpu in box.claimed()),
             policy=self._policy,
         )
+
+    def _gpus_now(self, now_s: float) -> dict[str, Gpu]:
+        """GPUs with what share of their time interrupting swaps have lately cost."""
+        shares = zip(self._gpus.values(), self._swap_times, strict=True)
+        return {gpu.id: replace(gpu, swapping=spent.share(now_s)) for gpu, spent in shares}
 
     def _engine(self, box: Box, i: int) -> Engine:
         """An engine's value, built anew only when something about it has changed: most of a fleet is still."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from rotator.core.values import State
 from rotator.sim.box import Box
+from rotator.sim.events import Quiet
 from rotator.sim.machine import Costs, Machine, Spec
 
 COSTS = Costs(
@@ -24,7 +25,7 @@ def machine(*specs: Spec, host: int = 10_000, costs: Costs = COSTS) -> Machine:
     return Machine((100,) * (1 + max(g for s in specs for g in s.gpus)), host, specs, costs)
 
 
-class Scripted:
+class Scripted(Quiet):
     """Decides by a function, and notes what it was told."""
 
     def __init__(self, decide: Callable[[Box], None] = lambda box: None, notes_arrivals: bool = False) -> None:
