@@ -9,7 +9,7 @@ from rotator.core import reasons
 from rotator.core.eviction import Option, cheapest, deepen_option, sleep_options, stop_option
 from rotator.core.ladder import Descent, relief
 from rotator.core.placement import Room, gib, need
-from rotator.core.policy import rivals_on
+from rotator.core.policy import due_from_s, rivals_on
 from rotator.core.turns import drain_s, due_in_s, served, stays_until_s
 from rotator.core.values import (
     Action,
@@ -109,6 +109,7 @@ class Planning:
         self._least = min(self.room.most.values(), default=0)  # nobody who needs less can be hopeless anywhere
         self._now_s = snapshot.now_s
         self._snapshot = snapshot
+        self._due_from_s = due_from_s(snapshot.policy)
         self._gpus = snapshot.gpus
         self._engines = snapshot.engines
         self._policy = snapshot.policy
@@ -163,7 +164,7 @@ class Planning:
             ahead = self._stayed.get(gpu)
             if ahead is None or engine.awake_bytes[index] < ahead.most_bytes or not ahead.gpus.issubset(engine.gpus):
                 continue
-            if due_in_s(engine, self._policy, self._rivals(engine)) <= 0.0:
+            if self._is_due(engine):
                 return False
             self.asked.add(engine.name)
             reason = f"waits behind {ahead.blocked.engine}, which {ahead.blocked.reason}"
@@ -357,7 +358,7 @@ class Planning:
                         beside += served(other)
                         taken.update(other.gpus)
                         break
-        return stays_until_s(
+        ends_s = stays_until_s(
             engine,
             wish,
             self._now_s,
@@ -365,11 +366,15 @@ class Planning:
             interrupted=busy,
             beside=beside,
             rivals=self._rivals(wish),
-            swapping=max([self._gpus[gpu].swapping for gpu in engine.gpus if gpu in self._gpus]),
+            swapping=max([self._gpus[gpu].swapping for gpu in engine.gpus if gpu in self._gpus], default=0.0),
         )
+        look_s = self._now_s + self._due_from_s - wish.demand.oldest_wait_s
+        return min(ends_s, look_s) if look_s > self._now_s else ends_s
 
     def _rivals(self, wish: Engine) -> int:
-        """How many others want its GPUs or are busy there."""
+        """How many others want its GPUs or are busy there; 0, uncounted, as long as that cannot make the wish due."""
+        if wish.demand.oldest_wait_s < self._due_from_s:
+            return 0
         return max([self._rivals_on[gpu] for gpu in wish.gpus]) - 1
 
     @cached_property
@@ -380,9 +385,11 @@ class Planning:
     def _wanted_on(self) -> dict[GpuId, list[Engine]]:
         """Engines that clients want, by GPU, first turn first."""
         wanted: dict[GpuId, list[Engine]] = defaultdict(list)
+        widest = max([len(engine.gpus) for awake in self.room.awake.values() for engine in awake], default=0)
         for engine in self.turns:
-            for gpu in engine.gpus:
-                wanted[gpu].append(engine)
+            if len(engine.gpus) < widest:  # wider ones come in beside nobody
+                for gpu in engine.gpus:
+                    wanted[gpu].append(engine)
         return wanted
 
     def _by_sleeps(self, ways: _Ways, engines: Sequence[Engine]) -> tuple[Option, ...] | None:
@@ -523,7 +530,12 @@ class Planning:
         policy = self._policy
         if policy.swap_share is None or policy.longest_wait_s is None:
             return True
-        return due_in_s(engine, policy, self._rivals(engine)) <= 0.0
+        return self._is_due(engine)
+
+    def _is_due(self, engine: Engine) -> bool:
+        if engine.demand.oldest_wait_s < self._due_from_s and not engine.demand.frozen:
+            return False
+        return due_in_s(engine, self._policy, self._rivals(engine)) <= 0.0
 
     def fits(self, engine: Engine) -> bool:
         """Whether it could come in without disturbing anybody, nor any wish that waits for the same GPUs."""

@@ -110,8 +110,9 @@ def _for_others(snapshot: Snapshot, room: Room, due: dict[str, Descent]) -> floa
     """Idle engines sleep ahead for one that is likely wanted and does not fit beside them. Returns when to look
     again."""
     policy, again_s = snapshot.policy, inf
-    for coming in snapshot.engines.values():
-        if coming.state is not State.ASLEEP or not _soon(coming, policy) or not is_idle(coming):
+    least = inf if policy.prewake_chance is None else policy.prewake_chance
+    for coming in [e for e in snapshot.engines.values() if e.demand.soon >= least]:
+        if coming.state is not State.ASLEEP or not is_idle(coming):
             continue
         lacking = _lacking(coming, room)
         if not lacking:
@@ -217,7 +218,7 @@ def to_disk(engine: Engine) -> Option | None:
 def _host_short(snapshot: Snapshot, host_free_bytes: int) -> int:
     """Bytes of host RAM that are wanted beyond what is free: its share that is kept open, and room for the masters of
     whoever of those awake needs most when it sleeps."""
-    if all(not e.has_disk and not e.masters_bytes for e in snapshot.engines.values()):
+    if not any(e.has_disk or e.masters_bytes for e in snapshot.engines.values()):
         return 0  # nobody could give any back without being stopped
     kept = int((1.0 - snapshot.policy.host_high) * snapshot.host_budget_bytes)
     largest = max(

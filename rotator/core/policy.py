@@ -34,7 +34,7 @@ def by_turn(snapshot: Snapshot) -> list[Engine]:
     turns = []
     for engine in snapshot.engines.values():
         demand = engine.demand
-        if (demand.waiting or demand.frozen) and is_wanted(engine):
+        if (demand.waiting or demand.frozen) and (engine.state is State.ASLEEP or is_wanted(engine)):
             if engine.name in due:
                 turns.append((0, -demand.oldest_wait_s, engine.name))
             else:
@@ -46,17 +46,19 @@ def by_turn(snapshot: Snapshot) -> list[Engine]:
 def due_now(snapshot: Snapshot) -> frozenset[EngineName]:
     """The wishes that must be next so that none waits longer than the longest wait, nor any stream stands still for
     longer than it may."""
-    policy, bound_s = snapshot.policy, snapshot.policy.longest_wait_s
-    from_s = inf if bound_s is None else _DUE_FROM * bound_s
+    policy, from_s = snapshot.policy, due_from_s(snapshot.policy)
     may_be = [
-        e
-        for e in snapshot.engines.values()
-        if (e.demand.oldest_wait_s >= from_s or e.demand.stall_left_s < inf) and is_wanted(e)
+        e for e in snapshot.engines.values() if (e.demand.oldest_wait_s >= from_s or e.demand.frozen) and is_wanted(e)
     ]
     if not may_be:
         return frozenset()
     rivals = rivals_on(snapshot)
     return frozenset(e.name for e in may_be if due_in_s(e, policy, max(rivals[g] for g in e.gpus) - 1) <= 0.0)
+
+
+def due_from_s(policy: Policy) -> float:
+    """Seconds of waiting before which no wish can be due, however many its rivals."""
+    return inf if policy.longest_wait_s is None else _DUE_FROM * policy.longest_wait_s
 
 
 def rivals_on(snapshot: Snapshot) -> Mapping[GpuId, int]:
