@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, Row, Table, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, Table, bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 
 from rotator.adapters import ledger_keep as keep
@@ -39,13 +39,15 @@ Values = Mapping[str, Any]
 def upsert(connection: Connection, table: Table, key: Values, values: Values) -> None:
     """Write one row, whether it is there or not. Portable: the ledger has one writer, so nobody comes between."""
     if not _update(connection, table, key, values):
-        connection.execute(insert(table).values(**key, **values))
+        connection.execute(insert(table), {**key, **values})
 
 
 def _update(connection: Connection, table: Table, key: Values, values: Values) -> bool:
-    """Whether the row was there."""
-    here = [table.c[name] == value for name, value in key.items()]
-    return connection.execute(update(table).where(*here).values(**values)).rowcount > 0
+    """Whether the row was there. Values go beside the statement, not into it: building one with them takes longer than
+    to run it."""
+    here = [table.c[name] == bindparam(f"key_{name}") for name in key]
+    given = {**{f"key_{name}": value for name, value in key.items()}, **values}
+    return connection.execute(update(table).where(*here), given).rowcount > 0
 
 
 # -- the journal -----------------------------------------------------------------------------------------------------
@@ -111,7 +113,7 @@ def put_residencies(connection: Connection, rows: Sequence[Residency], now_wall_
         if not _update(connection, RESIDENCIES, key, values):
             _ensure(connection, ENGINES, "engine", row.engine, now_wall_s)
             _ensure(connection, GPUS, "id", row.gpu, now_wall_s)
-            connection.execute(insert(RESIDENCIES).values(**key, **values))
+            connection.execute(insert(RESIDENCIES), {**key, **values})
 
 
 def put_lease(connection: Connection, lease: Lease, now_wall_s: float) -> None:
