@@ -107,6 +107,7 @@ class Process:
         self.loaded = True
         self.model = engine.model
         self.operation = ""  # boot, sleep or wake, while one is under way
+        self.asked_at_s = world.now()  # when that was asked of it: a wedge may have come between
         self.ended: asyncio.Future[str] = world.loop.create_future()
         self.wires: list[Wire] = []
         self._host = 0
@@ -264,7 +265,9 @@ class Process:
         return (200, json.dumps(answers[path]).encode()) if path in answers else (404, b"")
 
     async def _operate(self, op: str, work: Callable[[], Awaitable[Reply]]) -> Reply:
+        asked_at_s = self.world.now()
         await self._stands()
+        self.asked_at_s = asked_at_s
         self.begin(op)
         try:
             return await work()

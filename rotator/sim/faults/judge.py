@@ -101,16 +101,16 @@ class Judge:
         wanted = int(process.shape.awake_gib * GIB)
         for gpu in (self._world.gpus[id] for id in process.engine.gpus):
             lacks = gpu.used - gpu.held.get(process.pid, 0) + wanted - gpu.total
-            known = self._world.now() - gpu.disturbed_at_s > self._knowledge_s(process.shape.name)
+            known = self._world.now() - gpu.disturbed_at_s > self._knowledge_s(process)
             text = f"{process.shape.name} begins to {process.operation} and lacks {lacks / GIB:.2f} GiB on {gpu.id}"
             self.expect(lacks <= 0 or not known, "what is woken fits", text)
 
-    def _knowledge_s(self, engine: EngineName) -> float:
+    def _knowledge_s(self, process: Process) -> float:
         """How old the newest bytes on a GPU must be for the plan to have known them."""
         life, blind = self._life, any(g.query for g in self._world.gpus.values())
         swaps = life.loop.active.values() if life and life.up else ()
-        begun = max((s.begun_at_s for s in swaps if s.swap.admit and s.swap.admit.engine == engine), default=None)
-        since = 0.0 if begun is None else self._world.now() - begun
+        mine = (s.begun_at_s for s in swaps if s.swap.admit and s.swap.admit.engine == process.shape.name)
+        since = self._world.now() - min(process.asked_at_s, *mine, process.asked_at_s)
         return since + NEWS_S + (CAUSE_S if blind else 0.0)
 
     # -- what the service says ---------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Small scripts by hand: a machine of one or two GPUs, engines that cannot be awake together, and what happens to them."""
+"""Small scripts by hand: a machine, engines that cannot be awake together, and what happens to them."""
 
 from dataclasses import replace
 
