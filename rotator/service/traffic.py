@@ -2,12 +2,6 @@
 
 One event loop thread, no locks. The loop opens and closes gates; gateway coroutines enter and leave through them.
 
-    RotatorError
-    ├── QueueFull            too many wait already
-    ├── WaitExpired          the request's own deadline passed
-    ├── EngineUnavailable    the engine is failing, was removed, or the service goes down
-    └── Cut                  an admitted request was aborted
-
 A request that was admitted counts as in flight from that instant on, before its coroutine even runs again: a gate that
 is closed right after it was opened still drains what it let in.
 """
@@ -15,162 +9,16 @@ is closed right after it was opened still drains what it let in.
 import asyncio
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from math import inf
 
 from rotator.core.history import Chains, Expectation, History, expect
 from rotator.core.values import EngineName
 from rotator.ports import RotatorError
-from rotator.service.line import Crowd, Line
+from rotator.service.gates import Cut, EngineUnavailable, Gate, Limits, QueueFull, Ticket, Waiter, WaitExpired
 from rotator.service.operations import QueueEntry
 
+__all__ = ["Cut", "EngineUnavailable", "Limits", "QueueFull", "Ticket", "Traffic", "WaitExpired"]
 RETRY_UNKNOWN_S = 10.0  # what a full queue tells its clients when nobody can say how long a wake takes
-
-
-class QueueFull(RotatorError):
-    def __init__(self, message: str, retry_after_s: float) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-
-
-class WaitExpired(RotatorError):
-    def __init__(self, message: str, eta_s: float | None) -> None:
-        super().__init__(message)
-        self.eta_s = eta_s
-
-
-class EngineUnavailable(RotatorError):
-    def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.retry_after_s = retry_after_s
-
-
-class Cut(RotatorError):
-    """An operator's force, or the engine's death, ended an admitted request."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    queue_max: int
-    wait_deadline_s: float
-    freezes_max: int
-    in_flight_max: int | None = None  # more wait in line though the gate is open
-    stall_max_s: float = inf  # over all freezes of one request
-    client_waiters_max: int | None = None  # what of one client counts at most for the engine's turn
-
-
-class Ticket:
-    """One admitted request: in flight until it leaves."""
-
-    __slots__ = ("_gate", "_left", "_on_cut", "_stood_s", "_traffic", "client", "cut", "engine", "entered_s",
-                 "freezes", "id", "model", "waited_s")  # fmt: skip
-
-    def __init__(
-        self, traffic: "Traffic", gate: "_Gate", ident: str, model: str, waited_s: float, client: str = ""
-    ) -> None:
-        self.id = ident
-        self.engine = gate.engine
-        self.model = model
-        self.client = client
-        self.waited_s = waited_s
-        self.entered_s = 0.0
-        self._stood_s = 0.0
-        self.freezes: int = 0
-        self.cut: str | None = None  # why it was aborted, once it was
-        self._gate = gate
-        self._traffic = traffic
-        self._left = False
-        self._on_cut: Callable[[str], None] | None = None
-
-    def leave(self, outcome: str) -> None:
-        """No longer in flight. ``outcome`` is ok, failed, client_left or aborted; later calls change nothing."""
-        if not self._left:
-            self._left = True
-            self._on_cut = None
-            self._traffic._left(self, self._gate, outcome)
-
-    def on_cut(self, callback: Callable[[str], None]) -> None:
-        """Have ``callback(reason)`` called when the ticket is cut: at once if it already was."""
-        if self.cut is not None:
-            callback(self.cut)
-        else:
-            self._on_cut = callback
-
-    @property
-    def stalled_s(self) -> float:
-        """How long it stood still in all, over every freeze."""
-        if self.freezes and self._gate.held:
-            return self._stood_s + max(0.0, self._traffic.now_s() - self._gate.held_since_s)
-        return self._stood_s
-
-    @property
-    def flowing(self) -> bool:
-        """Whether bytes may go down to the client now."""
-        return not self._gate.held
-
-    async def wait_flow(self) -> None:
-        """Return when bytes may go down again. Raises Cut if the request is aborted meanwhile."""
-        while self._gate.held and self.cut is None:
-            await self._gate.flow.wait()
-        if self.cut is not None:
-            raise Cut(self.cut)
-
-    def _do_cut(self, reason: str) -> None:
-        if self.cut is None and not self._left:
-            self.cut = reason
-            if self._on_cut is not None:
-                self._on_cut(reason)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Waiter:
-    id: str
-    model: str
-    since_s: float
-    deadline_at_s: float
-    admitted: asyncio.Future[Ticket]
-    client: str = ""
-
-
-class _Gate:
-    """One engine's door, the line before it, and its past."""
-
-    __slots__ = ("crowd", "engine", "failure", "flow", "flying", "freezes", "held", "held_since_s", "history", "idle",
-                 "is_open", "limits", "removed", "stalled_s", "tickets", "used_at_s", "visitors",
-                 "waiters")  # fmt: skip
-
-    def __init__(self, engine: EngineName, limits: Limits) -> None:
-        self.engine = engine
-        self.limits = limits
-        self.is_open = False
-        self.held = False
-        self.held_since_s = 0.0
-        self.removed = False
-        self.failure: tuple[str, float | None] | None = None
-        self.tickets: dict[Ticket, None] = {}
-        self.visitors: dict[Ticket, None] = {}
-        self.waiters: Line[_Waiter] = Line()
-        self.crowd = Crowd(limits.client_waiters_max)  # of those who wait
-        self.flying = Crowd(limits.client_waiters_max)
-        self.history = History()
-        self.freezes = 0
-        self.stalled_s = 0.0  # of all requests that have stood still
-        self.used_at_s = 0.0
-        self.flow = asyncio.Event()
-        self.idle = asyncio.Event()
-        self.flow.set()
-        self.idle.set()
-
-    def change(self, limits: Limits) -> None:
-        self.limits = limits
-        self.crowd.each_max = self.flying.each_max = limits.client_waiters_max
-
-    @property
-    def admits(self) -> bool:
-        """Whether one more may enter at once: nobody overtakes those who wait for a place."""
-        most = self.limits.in_flight_max
-        return self.is_open and (most is None or (len(self.tickets) < most and not self.waiters))
 
 
 class Traffic:
@@ -194,7 +42,7 @@ class Traffic:
         self._on_demand = on_demand
         self._on_request_end = on_request_end
         self._eta = eta
-        self._gates: dict[EngineName, _Gate] = {}
+        self._gates: dict[EngineName, Gate] = {}
         self._waiting_total = 0
         self._shut = False
         self._clock: Callable[[], float] | None = None
@@ -208,7 +56,7 @@ class Traffic:
         """Add, change and remove engines. Waiters of kept engines stay in line; those of removed ones fail now."""
         for engine, limit in limits.items():
             if (gate := self._gates.get(engine)) is None:
-                self._gates[engine] = _Gate(engine, limit)
+                self._gates[engine] = Gate(engine, limit)
             else:
                 gate.change(limit)
                 gate.removed = False
@@ -437,7 +285,7 @@ class Traffic:
 
     # -- within ------------------------------------------------------------------------------------------------------
 
-    def _check_queue(self, gate: _Gate) -> None:
+    def _check_queue(self, gate: Gate) -> None:
         if self._shut:
             raise EngineUnavailable("shutting down")
         if gate.removed:
@@ -456,12 +304,12 @@ class Traffic:
             retry_after_s = RETRY_UNKNOWN_S if eta_s is None else eta_s
             raise QueueFull(f"too many requests wait {where}: try again later", retry_after_s)
 
-    def _note(self, gate: _Gate, now_s: float) -> None:
+    def _note(self, gate: Gate, now_s: float) -> None:
         """A client's request came: only these count as use, never a probe, a scrape, a canary or a look at a list."""
         gate.history.arrived(now_s, None if self.local_offset_s is None else now_s + self.local_offset_s)
         self._chains.arrived(gate.engine, now_s)
 
-    def _let_in(self, gate: _Gate) -> None:
+    def _let_in(self, gate: Gate) -> None:
         """Admit from the line, in fair order, as many as there are places."""
         now, most = self.now_s(), gate.limits.in_flight_max
         while gate.is_open and (most is None or len(gate.tickets) < most):
@@ -474,13 +322,13 @@ class Traffic:
                 waited_s = max(0.0, now - waiter.since_s)
                 waiter.admitted.set_result(self._admit(gate, waiter.id, waiter.model, now, waited_s, waiter.client))
 
-    def _count_stall(self, gate: _Gate) -> None:
+    def _count_stall(self, gate: Gate) -> None:
         stood_s = max(0.0, self.now_s() - gate.held_since_s)
         gate.stalled_s += stood_s * len(gate.tickets)
         for ticket in gate.tickets:
             ticket._stood_s += stood_s
 
-    def _admit(self, gate: _Gate, ident: str, model: str, now_s: float, waited_s: float, client: str) -> Ticket:
+    def _admit(self, gate: Gate, ident: str, model: str, now_s: float, waited_s: float, client: str) -> Ticket:
         ticket = Ticket(self, gate, ident, model, waited_s, client)
         ticket.entered_s = now_s
         gate.tickets[ticket] = None
@@ -489,10 +337,10 @@ class Traffic:
         gate.idle.clear()
         return ticket
 
-    async def _wait(self, gate: _Gate, ident: str, model: str, now_s: float, bound_s: float, client: str) -> Ticket:
+    async def _wait(self, gate: Gate, ident: str, model: str, now_s: float, bound_s: float, client: str) -> Ticket:
         loop = asyncio.get_running_loop()
         admitted: asyncio.Future[Ticket] = loop.create_future()
-        waiter = _Waiter(ident, model, now_s, now_s + bound_s, admitted, client)
+        waiter = Waiter(ident, model, now_s, now_s + bound_s, admitted, client)
         gate.waiters.add(waiter, client, self.shares.get(client, 1.0), now_s)
         gate.crowd.add(client)
         self._waiting_total += 1
@@ -516,7 +364,7 @@ class Traffic:
                 self._drop_waiter(gate, waiter)
                 self._on_demand(gate.engine)
 
-    def _expire(self, gate: _Gate, waiter: _Waiter) -> None:
+    def _expire(self, gate: Gate, waiter: Waiter) -> None:
         if not waiter.admitted.done():
             self._drop_waiter(gate, waiter)
             waited_s = waiter.deadline_at_s - waiter.since_s
@@ -525,18 +373,18 @@ class Traffic:
             )
             self._on_demand(gate.engine)
 
-    def _drop_waiter(self, gate: _Gate, waiter: _Waiter) -> None:
+    def _drop_waiter(self, gate: Gate, waiter: Waiter) -> None:
         gate.waiters.remove(waiter)
         gate.crowd.remove(waiter.client)
         self._waiting_total -= 1
 
-    def _refuse_waiters(self, gate: _Gate, reason: str, retry_after_s: float | None) -> None:
+    def _refuse_waiters(self, gate: Gate, reason: str, retry_after_s: float | None) -> None:
         for waiter in list(gate.waiters):
             self._drop_waiter(gate, waiter)
             if not waiter.admitted.done():
                 waiter.admitted.set_exception(EngineUnavailable(reason, retry_after_s))
 
-    def _left(self, ticket: Ticket, gate: _Gate, outcome: str) -> None:
+    def ticket_left(self, ticket: Ticket, gate: Gate, outcome: str) -> None:
         if ticket in gate.visitors:
             del gate.visitors[ticket]
             return
@@ -556,7 +404,7 @@ class Traffic:
         if gate.held:
             self._on_demand(gate.engine)
 
-    def _forget_if_gone(self, gate: _Gate) -> None:
+    def _forget_if_gone(self, gate: Gate) -> None:
         if gate.removed and not gate.tickets:
             del self._gates[gate.engine]
 
