@@ -57,7 +57,8 @@ class Box:
         self.swaps: dict[int, ActiveSwap] = {}
         self.counts = Counts()
         self.every_waiter = False  # whether each further waiter is worth a decision
-        self.watch_idle = True  # whether an engine that ran out of work is worth a decision
+        self.watch_idle = True  # whether an engine that ran out of work is worth a decision at once,
+        self.idle_look_s = inf  # or after so long
         self.notes_arrivals = policy.notes_arrivals
         self.recording = True
         self.first_s = array("d", [nan]) * len(at)
@@ -271,7 +272,8 @@ class Box:
         self.waiting_at_s[engine] += self.now
         if spec.wait_deadline_s < inf:
             heappush(self._heap, (self.now + spec.wait_deadline_s, EXPIRED, request, engine))
-        if self.every_waiter or len(queue) & (len(queue) - 1) == 0:
+        at_rest = self.state[engine] in (State.ASLEEP, State.STOPPED)  # else its own swap's end asks anyway
+        if at_rest and (self.every_waiter or len(queue) & (len(queue) - 1) == 0):
             self._dirty = True
 
     def _expire(self, request: int, engine: int) -> None:
@@ -308,6 +310,8 @@ class Box:
                 self._drained(swap)
         elif self.watch_idle:
             self._dirty = True
+        else:
+            self.ask_at(self.now + self.idle_look_s)
 
     def _bound_reached(self, swap: ActiveSwap) -> None:
         """The drain is over: whoever is still in flight freezes, or nobody yields."""

@@ -14,6 +14,7 @@ from rotator.sim.machine import Machine
 # As in the loop: waiting cannot help whoever wants one of these.
 HOPELESS = frozenset({BlockKind.NEVER_FITS, BlockKind.PINNED, BlockKind.QUARANTINED, BlockKind.CORDONED})
 
+IDLE_LOOK_S = 10.0  # as the ladder's own patience; the loop plans once a second in any case
 EXPECT_EVERY_S, EXPECT_SHARE = 2.0, 0.05  # a chance is looked up anew after this, or after so much more silence
 _Seen = tuple[Expectation, Expectation]  # within the horizon of evictions, and of pre-waking
 
@@ -37,6 +38,7 @@ class Ours:
         self._start_s = [machine.start_s(spec) for spec in machine.specs]
         self._histories = [History() for _ in machine.specs]
         self._chains = Chains()
+        self._looked_s = -inf  # when it last planned while nobody wanted anything
         self._swap_times = [SwapTime() for _ in machine.gpu_bytes]
         nobody = Expectation(0.0)
         self._seen: list[tuple[float, _Seen]] = [(-inf, (nobody, nobody))] * len(machine.specs)
@@ -57,6 +59,12 @@ class Ours:
 
     def decide(self, box: Box) -> None:
         box.every_waiter = True  # as in the loop: how many wait bends decisions
+        box.watch_idle, box.idle_look_s = False, IDLE_LOOK_S
+        if not any(box.waiting) and not any(box.frozen):
+            if box.now < self._looked_s + IDLE_LOOK_S:
+                box.ask_at(self._looked_s + IDLE_LOOK_S)
+                return
+            self._looked_s = box.now
         made = plan(self.snapshot(box))
         for swap in made.swaps:
             self._begin(box, swap)
@@ -64,7 +72,7 @@ class Ours:
             engine = self._index[blocked.engine]
             if blocked.kind in HOPELESS and box.waiting[engine]:
                 box.refuse(engine)
-        box.watch_idle = bool(made.blocked) or self._policy.ladder
+        box.watch_idle = bool(made.blocked)
         if made.look_again_at_s is not None:
             box.ask_at(made.look_again_at_s)
 
