@@ -272,9 +272,9 @@ class Box:
         self.waiting_at_s[engine] += self.now
         if spec.wait_deadline_s < inf:
             heappush(self._heap, (self.now + spec.wait_deadline_s, EXPIRED, request, engine))
-        at_rest = self.state[engine] in (State.ASLEEP, State.STOPPED)  # else its own swap's end asks anyway
-        if at_rest and (self.every_waiter or len(queue) & (len(queue) - 1) == 0):
-            self._dirty = True
+        if self.every_waiter or len(queue) & (len(queue) - 1) == 0:
+            # While a swap is under way on its GPUs nothing can begin there, and its end asks anyway.
+            self._dirty = all(swap.gpus.isdisjoint(spec.gpus) for swap in self.swaps.values())
 
     def _expire(self, request: int, engine: int) -> None:
         queue = self.waiting[engine]
