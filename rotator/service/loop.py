@@ -408,6 +408,7 @@ class Loop:
     def _begin(self, swap: Swap, seen: Snapshot) -> None:
         id = f"s{self._life}-{next(self._numbers)}"
         active = ActiveSwap(id, swap, self.now_s(), self._wall(), self.desk.begun(id, swap), seen)
+        active.interrupts = any(seen.engines[step.engine].demand.in_flight for step in swap.evict)
         self.active[id] = active
         self.world.bus.publish("swap.begun", swap.admit.engine if swap.admit else None, id=id, plan=plan_json(swap))
         active.task = asyncio.create_task(self._runner.run(active))
@@ -424,8 +425,7 @@ class Loop:
 
     def _count_swap_time(self, active: ActiveSwap) -> None:
         """What a swap cost that interrupted somebody: its time without the drain, in which there was still service."""
-        steps, seen = active.swap.evict, active.seen.engines if active.seen else {}
-        if not any(step.engine in seen and seen[step.engine].demand.in_flight for step in steps):
+        if not active.interrupts:
             return
         seconds = self.now_s() - active.begun_at_s - active.phases_s.get("drain", 0.0)
         for gpu in active.swap.gpus & self.fleet.gpus.keys():

@@ -200,6 +200,7 @@ class ActiveSwap:
     begun_wall_s: float
     commands: tuple[Command, ...] = ()
     seen: values.Snapshot | None = None  # what it was decided from
+    interrupts: bool = False  # somebody was served by those who yield
     unwanted: asyncio.Event = field(default_factory=asyncio.Event)
     phases_s: dict[str, float] = field(default_factory=dict)
     error: str | None = None

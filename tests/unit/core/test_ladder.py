@@ -142,10 +142,11 @@ def host_short(*fleet: Engine, free: int = 0, policy: Policy = LADDER) -> Plan:
 
 def test_masters_that_are_least_regretted_leave_host_ram_first() -> None:
     fleet = [
-        engine("wanted", "0", has_disk=True, host_bytes=60, demand=Demand(likely_wanted=0.9)),
-        engine("unwanted", "1", has_disk=True, host_bytes=60, demand=Demand(likely_wanted=0.1)),
+        engine("a", "0", has_disk=True, host_bytes=60, demand=Demand(likely_wanted=0.9)),
+        engine("b", "1", has_disk=True, host_bytes=60, demand=Demand(likely_wanted=0.1)),
+        engine("c", "2", has_disk=True, host_bytes=20, demand=Demand(likely_wanted=0.1)),
     ]
-    assert list(steps(host_short(*fleet))) == ["unwanted"]
+    assert list(steps(host_short(*fleet))) == ["b"]  # as unlikely as c, and gives more for it
 
 
 def test_masters_of_awake_engines_are_dropped_too_where_that_costs_less() -> None:

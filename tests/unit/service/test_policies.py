@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from rotator.config import FootprintConfig
 from rotator.core.values import Command, CommandKind, Depth, State
+from rotator.service.timers import Timers
 from rotator.service.traffic import Limits
 from rotator.sim.clock import run
 from tests.fakes import GIB, FakeLedger, Service, make_box, make_config, make_service
@@ -91,6 +92,7 @@ def test_what_a_wake_costs_is_remembered_by_depth_over_a_restart() -> None:
             await service.ask("a")
             costs: Mapping[Depth, float] = service.fleet.engines["a"].costs.wakes
             assert (round(costs[Depth.HOST]), round(costs[Depth.DISK])) == (1, 7)
+            assert service.fleet.engines["a"].costs.wake_s == costs[Depth.HOST]  # what a plan counts with by default
             await service.loop.recorder.settled()
         async with make_service(box, config, ledger) as service:
             assert service.fleet.engines["a"].costs.wakes == costs
@@ -115,6 +117,25 @@ def test_an_elastic_engine_hands_over_bytes_and_keeps_its_weights() -> None:
             assert 0 < box.engines["b"].held() < 55 * GIB
             check = await service.operator.check_ledger()
             assert check.matches, check.differences
+            engine = service.fleet.engines["b"]
+            engine.held_bytes = None  # nobody can say what it holds: then all that it may hold
+            assert engine.charge_on("GPU-0") == engine.awake_on("GPU-0")
+
+    run(story())
+
+
+def test_what_requests_taught_is_written_down_also_when_no_engine_moves() -> None:
+    async def story() -> None:
+        box = make_box(**PAIR)
+        async with make_service(box) as service:
+            for _ in range(3):
+                await service.ask("a", serves_s=0.5)
+            await Timers(service.loop)._keep_histories()
+            await service.loop.recorder.settled()
+            written = service.ledger.engines["a"].history
+            assert written is not None
+            assert written["service_s"] == 0.5
+            assert sum(written["gaps"]) > 0
 
     run(story())
 

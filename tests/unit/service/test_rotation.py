@@ -370,6 +370,8 @@ def test_two_streams_of_demand_for_two_engines_share_the_gpus_without_starving()
                 assert max(waits[name]) < 120  # the first turn is by guesses: no swap was measured yet
                 assert max(w for w in waits[name][-200:]) < 30
                 assert len(waits[name]) > 20
+            now_s = asyncio.get_running_loop().time()
+            assert all(0.01 < gpu.swaps.share(now_s) <= 0.12 for gpu in service.fleet.gpus.values())
 
     run(story())
 
