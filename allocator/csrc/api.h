@@ -25,6 +25,8 @@ enum ra_code {
   RA_OUT_OF_ADDRESSES = 12,
   RA_ROLLBACK_FAILED = 13,
   RA_INTERNAL = 14,
+  RA_MASTER_LOST = 16,  // a master on disk does not read back as it was written
+  RA_BUDGET_FILE = 17,  // the shared budget's file is absent, cannot be written, or is no budget
 };
 
 enum ra_tag { RA_WEIGHTS = 0, RA_KV_CACHE = 1, RA_RUNTIME = 2, RA_WORKSPACE = 3, RA_CUDAGRAPH = 4, RA_TAGS = 5 };
@@ -74,8 +76,27 @@ struct ra_host_usage {
   uint64_t bytes_budget;
 };
 
+// What this machine lets a process pin, in real bytes. UINT64_MAX: no limit, or none that can be read.
+typedef struct ra_host_limits_t {
+  uint64_t memlock_soft;
+  uint64_t memlock_hard;
+  uint64_t cgroup_limit;  // of the control group with the least room: the smaller of its hard and its high limit
+  uint64_t cgroup_current;
+  uint64_t cgroup_reclaimable;  // page cache in cgroup_current
+  uint64_t mem_total;
+  uint64_t mem_available;
+  uint64_t bytes_room;       // what can be touched now, by control group and free memory
+  uint64_t huge_page_bytes;  // 0: unknown
+  int32_t cap_ipc_lock;      // 1: memlock does not count
+  int32_t cgroup_version;    // 0: none
+  int32_t huge_pages;        // transparent ones: 0 never, 1 madvise, 2 always, -1 unknown
+  int32_t numa_nodes;        // with memory
+  char cgroup_path[256];
+} ra_host_limits_t;
+
 typedef struct ra_allocator ra_allocator;
 
+RA_EXPORT int ra_host_limits(ra_host_limits_t* limits);
 // The factor between shown and real bytes of a simulated driver; 1 and not simulated for any other.
 RA_EXPORT int ra_scale(const char* driver_path, uint64_t* scale, int* simulated, ra_error* error);
 RA_EXPORT int ra_open(const char* driver_path, const ra_config* config, ra_allocator** out, ra_error* error);
