@@ -28,7 +28,7 @@ void Stream::close() noexcept {
   stream_ = nullptr;
 }
 
-Device::Device(const Driver& table, int number) : driver(table), index(number) {
+Device::Device(const Driver& table, int number) : driver(table), index(number), digest(driver) {
   RA_TRY(driver, DeviceGet, &handle, number);
   RA_TRY(driver, DeviceTotalMem, &total_bytes, handle);
   prop = allocation_prop(driver, handle);
@@ -52,7 +52,9 @@ void Device::open() {
   RA_TRY(driver, CtxGetStreamPriorityRange, &lowest, &highest);
   for (Stream& stream : copies) stream.open(driver, highest);
   fill.open(driver, highest);
+  disk.open(driver, highest);
   background.open(driver, lowest);
+  digest.load();
 }
 
 void Device::close() noexcept {
@@ -60,6 +62,8 @@ void Device::close() noexcept {
     QuietContext scope(*this);
     for (Stream& stream : copies) stream.close();
     fill.close();
+    disk.close();
+    digest.unload();
     background.close();
   }
   driver.DevicePrimaryCtxRelease(handle);
@@ -67,9 +71,9 @@ void Device::close() noexcept {
 
 CUresult Device::synchronize() const noexcept {
   QuietContext scope(*this);
-  CUresult first = driver.StreamSynchronize(fill.get());
-  for (const Stream& stream : copies) {
-    const CUresult result = driver.StreamSynchronize(stream.get());
+  CUresult first = CUDA_SUCCESS;
+  for (const Stream* stream : {&fill, &disk, &copies[0], &copies[1]}) {
+    const CUresult result = driver.StreamSynchronize(stream->get());
     if (first == CUDA_SUCCESS) first = result;
   }
   return first;

@@ -7,6 +7,7 @@
 
 #include "csrc/driver.h"
 #include "csrc/error.h"
+#include "csrc/kernels.h"
 
 namespace rotator {
 
@@ -47,7 +48,9 @@ class Device {
   CUcontext context = nullptr;
   Stream copies[kCopyStreams];
   Stream fill;        // zeroing and digests, beside the copies
+  Stream disk;        // copies of masters that come from the spill directory
   Stream background;  // the lowest priority: masters taken while the engine serves
+  DigestKernel digest;
   std::size_t total_bytes = 0;
   std::size_t granularity = 0;
   int numa_node = -1;
