@@ -66,6 +66,7 @@ constexpr unsigned CU_STREAM_NON_BLOCKING = 1;
 constexpr unsigned CU_EVENT_DISABLE_TIMING = 2;
 constexpr unsigned CU_MEMHOSTREGISTER_PORTABLE = 1;
 constexpr int CU_STREAM_CAPTURE_STATUS_NONE = 0;
+constexpr int kCaptureModeRelaxed = 2;
 constexpr int CU_DEVICE_ATTRIBUTE_INTEGRATED = 18;
 constexpr int CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75;
 constexpr int CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 76;
@@ -128,7 +129,7 @@ constexpr int CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID = 134;
 // kernel of our own gives on a GPU, and the factor between its bytes and the bytes it shows (see sim/box.h).
 #define RA_DRIVER_OPTIONAL_CALLS(X)                                        \
   X(CtxRecordEvent, "cuCtxRecordEvent", (CUcontext, CUevent))              \
-  X(SimDigest, "rotatorSimDigest", (CUdeviceptr, std::size_t, uint64_t*))  \
+  X(ThreadExchangeStreamCaptureMode, "cuThreadExchangeStreamCaptureMode", (int*)) \
   X(SimScale, "rotatorSimScale", (uint64_t*))
 
 namespace rotator {
