@@ -53,7 +53,7 @@ void State::reserve_blocks(std::vector<Copy>& copies) {
   for (Copy& copy : copies) {
     if (!copy.fresh) continue;
     ContextScope scope(copy.segment->pool->device);
-    copy.segment->master = Master{arena_.take(copy.segment->pool->device, copy.segment->nbytes), false, std::nullopt};
+    copy.segment->master = Master{arena_.take_or_grow(copy.segment->pool->device, copy.segment->nbytes), false, std::nullopt};
   }
 }
 
@@ -66,7 +66,10 @@ void State::run_copies(const std::vector<Copy>& copies, ra_report& report) {
     used.insert(&on);
     segment.master->complete = false;
     segment.master->digest.reset();
-    RA_TRY(driver_, MemcpyDtoHAsync, segment.master->block.data(), segment.address(), segment.nbytes, on.stream);
+    unsigned char* to = segment.master->block.data();
+    arena_.each_run(to, segment.nbytes, [&](std::size_t at, std::size_t nbytes) {
+      RA_TRY(driver_, MemcpyDtoHAsync, to + at, segment.address() + at, nbytes, on.stream);
+    });
   }
   for (Device* on : used) {
     ContextScope scope(*on);

@@ -20,6 +20,19 @@ std::optional<std::size_t> Ranges::take(std::size_t nbytes) {
   return std::nullopt;
 }
 
+bool Ranges::take_at(std::size_t offset, std::size_t nbytes) {
+  auto it = free_.upper_bound(offset);
+  if (it == free_.begin()) return false;
+  --it;
+  const auto [start, size] = *it;
+  if (offset + nbytes > start + size) return false;
+  free_.erase(it);
+  if (start < offset) free_.emplace(start, offset - start);
+  if (offset + nbytes < start + size) free_.emplace(offset + nbytes, start + size - offset - nbytes);
+  bytes_free_ -= nbytes;
+  return true;
+}
+
 void Ranges::give(std::size_t offset, std::size_t nbytes) {
   bytes_free_ += nbytes;
   auto next = free_.lower_bound(offset);

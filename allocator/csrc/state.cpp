@@ -7,7 +7,7 @@
 namespace rotator {
 
 State::State(Driver driver, const ra_config& config)
-    : driver_(driver), config_(config), arena_(config.host_budget_bytes, config.prefault_threads) {}
+    : driver_(driver), config_(config), arena_({config.host_budget_bytes, config.prefault_threads, std::size_t{1} << 30, {}, {}}) {}
 
 State::~State() {
   // Kernels may still run on what goes away now.
@@ -188,7 +188,7 @@ void State::device_memory(int index, uint64_t& free, uint64_t& total) {
 }
 
 ra_host_usage State::host_usage() const {
-  return {arena_.bytes_registered(), arena_.bytes_used(), arena_.bytes_budget()};
+  return {arena_.bytes_registered(), arena_.bytes_used(), config_.host_budget_bytes};
 }
 
 }  // namespace rotator

@@ -22,8 +22,10 @@ void State::restore_segment(Segment& segment, ra_report& report) {
   // Only a sleep that could not be rolled back leaves bytes behind their handles.
   if (pool.intact(segment.offset, segment.size)) return;
   if (segment.master && segment.master->complete) {
-    RA_TRY(driver_, MemcpyHtoDAsync, segment.address(), segment.master->block.data(), segment.nbytes,
-           pool.device.stream);
+    const unsigned char* from = segment.master->block.data();
+    arena_.each_run(from, segment.nbytes, [&](std::size_t at, std::size_t nbytes) {
+      RA_TRY(driver_, MemcpyHtoDAsync, segment.address() + at, from + at, nbytes, pool.device.stream);
+    });
     report.bytes_copied += segment.nbytes;
     return;
   }
