@@ -1,10 +1,10 @@
 // One byte budget for several processes, the ranks of an engine and all engines of a box, through one file.
 //
-// The file's first line is text, `rotator-host-budget 1 <bytes>`, and whoever configures the box writes it; rewriting it
-// changes the budget. Rows follow at a fixed offset. Each SharedBudget has a row and holds a record lock on a byte of
-// it: a row whose byte is unlocked belongs to the dead and counts nothing. The locks belong to the open file, so several
-// budgets in one process are several rows; forked children close it, so that they do not keep a dead parent's row.
-// All bytes are real bytes.
+// The file is a line of text, `rotator-host-budget 1 <bytes>`, that whoever configures the box writes: rewriting or
+// replacing it changes the budget. Beside it, in `<path>.rows`, each SharedBudget has a row and holds a record lock on
+// a byte of it: a row whose byte is unlocked belongs to the dead and counts nothing. The locks belong to the open file
+// and not to the process, so several budgets in one process are several rows, and reading the file elsewhere in the
+// process drops none. All bytes are real bytes.
 #pragma once
 
 #include <sys/types.h>
@@ -17,7 +17,7 @@
 
 namespace rotator {
 
-// Safe to use from several threads. In a forked child every call throws, and the destructor does nothing.
+// Safe to use from several threads. In a forked child what can throw throws, and the destructor does nothing.
 class SharedBudget {
  public:
   struct Row {
@@ -27,15 +27,18 @@ class SharedBudget {
     uint64_t bytes_asked = 0;  // what this process waits for
   };
 
-  // Throws Error: RA_BUDGET_FILE when the file is absent, cannot be written, or is not a budget.
+  // Throws Error: RA_BUDGET_FILE when the file is absent or not a budget, or its rows cannot be written.
   explicit SharedBudget(const std::string& path);
   ~SharedBudget();
   SharedBudget(const SharedBudget&) = delete;
   SharedBudget& operator=(const SharedBudget&) = delete;
 
+  // All throw Error: RA_BUDGET_FILE when the rows cannot be locked or written.
+
   // False, with nothing changed, when the bytes do not fit. What is claimed is no longer asked for.
   bool claim(uint64_t nbytes);
-  void give(uint64_t nbytes);
+  // Never throws; does nothing in a forked child.
+  void give(uint64_t nbytes) noexcept;
 
   // How much of what this process claimed it could give back at once: the masters of what is awake.
   void set_releasable(uint64_t nbytes);
@@ -43,41 +46,40 @@ class SharedBudget {
   // Ends by itself when the bytes are claimed, and when this process dies. Nothing is reserved for whoever asks.
   void ask(uint64_t nbytes);
   // What others wait for and this process should release: what the budget lacks for them, put on those who can release
-  // most first, never more than this process can.
+  // most first, never more than this process can. A budget that was lowered below what is used asks by itself.
   uint64_t asked();
 
   uint64_t bytes_budget();
   uint64_t bytes_used();  // by all the living
   uint64_t bytes_free();
-  std::vector<Row> rows();  // of the living, this one first
+  std::vector<Row> rows();  // of the living
   const std::string& path() const { return path_; }
 
  private:
   class FileLock;
   struct Table {
-    uint64_t bytes_budget = 0;
-    std::vector<Row> rows;  // of the living, in the file's order
+    std::vector<Row> rows;  // of the living, in the file's order, which all agree on
     std::size_t own = 0;
     uint64_t bytes_used() const;
-    uint64_t bytes_free() const;
+    uint64_t asked_of_own(uint64_t budget) const;
   };
 
   void join();
-  void rejoin_if_replaced();
-  void take_row();
-  bool alive(int row) const;
-  uint64_t read_budget() const;
+  void leave() noexcept;
+  bool take_row();
   void write_row();
   Table read_table();
+  void read_budget(bool strict);
   template <typename Body>
   auto locked(Body body);
   [[noreturn]] void fail(const std::string& why) const;
 
   const std::string path_;
   const pid_t pid_;
-  std::mutex mutex_;
+  std::mutex mutex_;  // all below
   int fd_ = -1;
   int row_ = -1;
+  uint64_t budget_ = 0;
   Row own_;  // the truth about this process; the file repeats it
 };
 

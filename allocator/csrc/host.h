@@ -6,6 +6,8 @@
 // with run_bytes(). Registered memory cannot be given back in part, so an extent goes when all of it is free.
 #pragma once
 
+#include <sys/types.h>
+
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -29,6 +31,7 @@ struct HostOptions {
   unsigned prefault_threads = 1;
   std::size_t extent_bytes = std::size_t{1} << 30;  // one step of a background grow
   std::string shared_budget_path;                   // empty: no budget is shared
+  std::string limits_root;                          // see host_limits(): for tests
 };
 
 class HostRegion;
@@ -50,7 +53,7 @@ struct HostUsage {
 };
 
 // Safe to use from several threads. Mapping, prefaulting and registering happen outside the mutex, one extent at a
-// time. Devices must outlive it.
+// time. Devices must outlive it. In a forked child the extents are not there, and the destructor does nothing.
 class HostArena {
  public:
   // Throws Error: RA_BUDGET_FILE.
@@ -78,10 +81,18 @@ class HostArena {
 
   // Bytes from `data` on, at most `nbytes`, that lie in one registration: what one copy may move.
   std::size_t run_bytes(const void* data, std::size_t nbytes) const;
+  // body(offset, nbytes) for each run of `nbytes` from `data`.
+  template <typename Body>
+  void each_run(const unsigned char* data, std::size_t nbytes, Body body) const {
+    for (std::size_t at = 0, run; at < nbytes; at += run) body(at, run = run_bytes(data + at, nbytes - at));
+  }
 
-  // Unregisters and unmaps the extents that hold nothing, but keeps `keep_bytes` free ones. What the driver refuses to
-  // unregister stays, free to be taken, and is tried again by the next call. Returns the bytes given back.
+  // Unregisters and unmaps the extents that hold nothing, but keeps `keep_bytes` free on each node. What the driver
+  // refuses to unregister stays, free to be taken, and is tried again by the next call. Returns the bytes given back.
   uint64_t trim(std::size_t keep_bytes = 0);
+
+  // Bounds what is registered from now on; extents that there are stay. 0: no bound.
+  void set_budget(uint64_t nbytes) { budget_bytes_ = nbytes; }
 
   uint64_t bytes_free(const Device& device) const;
   uint64_t bytes_registered() const;
@@ -91,18 +102,23 @@ class HostArena {
   SharedBudget* shared_budget() { return shared_.get(); }
 
  private:
-  friend class HostRegion;
-
-  HostRegion& region(int node);
-  uint64_t missing(const Device& device, std::size_t nbytes) const;
+  HostRegion* find_region(int node) const;
+  HostRegion& region(int node, std::size_t nbytes);
+  std::size_t missing(const Device& device, std::size_t nbytes) const;
   void commit(const Device& device, std::size_t nbytes, bool background);
   void admit(std::size_t nbytes) const;
   void check_memlock(const Device& device, std::size_t nbytes);
+  void back(const Device& device, unsigned char* data, std::size_t nbytes, bool background) const;
+  void prefault(unsigned char* data, std::size_t nbytes, bool background) const;
+  void pin(const Device& device, unsigned char* data, std::size_t nbytes) const;
   HostRoom room() const;
 
   const HostOptions options_;
+  std::atomic<uint64_t> budget_bytes_;
+  const pid_t pid_;
   std::unique_ptr<SharedBudget> shared_;
   std::mutex growing_;                  // held by whoever commits; taken before mutex_
+  bool memlock_free_ = false;           // under growing_: the driver pins beyond memlock, as NVIDIA's does
   std::atomic<unsigned> reserving_{0};  // foreground calls that want growing_
   mutable std::mutex mutex_;            // all below
   uint64_t bytes_registered_ = 0;

@@ -18,7 +18,8 @@ std::optional<std::size_t> Ranges::take(std::size_t nbytes) {
   return std::nullopt;
 }
 
-void Ranges::take_at(std::size_t offset, std::size_t nbytes) {
+bool Ranges::take_at(std::size_t offset, std::size_t nbytes) {
+  if (!is_free({offset, offset + nbytes})) return false;
   const auto it = std::prev(free_.upper_bound(offset));
   const auto [begin, size] = *it;
   const std::size_t end = begin + size;
@@ -26,6 +27,7 @@ void Ranges::take_at(std::size_t offset, std::size_t nbytes) {
   if (offset > begin) free_.emplace(begin, offset - begin);
   if (end > offset + nbytes) free_.emplace(offset + nbytes, end - offset - nbytes);
   bytes_free_ -= nbytes;
+  return true;
 }
 
 Range Ranges::free_around(std::size_t offset) const {

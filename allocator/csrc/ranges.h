@@ -25,8 +25,8 @@ class Ranges {
 
   // The lowest free offset that holds `nbytes`, or nothing.
   std::optional<std::size_t> take(std::size_t nbytes);
-  // Takes exactly this range, which must be free.
-  void take_at(std::size_t offset, std::size_t nbytes);
+  // These very bytes, when all of them are free.
+  bool take_at(std::size_t offset, std::size_t nbytes);
   void give(std::size_t offset, std::size_t nbytes);
 
   bool is_free(Range range) const;

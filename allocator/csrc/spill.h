@@ -44,7 +44,7 @@ class SpillStore {
 
   // Throws Error: RA_HOST_MEMORY when the directory cannot be written.
   explicit SpillStore(const SpillOptions& options);
-  // Waits for what is under way.
+  // Gives up what has not begun and waits for the rest. Nobody may be waiting.
   ~SpillStore();
   SpillStore(const SpillStore&) = delete;
   SpillStore& operator=(const SpillStore&) = delete;

@@ -34,6 +34,11 @@ static bool is_registered(const void* data, std::size_t nbytes) {
   return start + nbytes <= it->first + it->second;
 }
 
+// A copy that begins in one registration and ends beyond it is refused, as by a GPU's driver (580, 2026-11-21).
+static bool leaves_registration(const void* data, std::size_t nbytes) {
+  return is_registered(data, 1) && !is_registered(data, nbytes);
+}
+
 static CUresult move(void* to, const void* from, CUdeviceptr device_side, std::size_t nbytes) {
   if (!accessible(device_side, nbytes)) return CUDA_ERROR_ILLEGAL_ADDRESS;
   std::memcpy(to, from, nbytes);
@@ -54,6 +59,7 @@ static CUresult copy(Lock& lock, int direction, void* to, const void* from, std:
   const void* host = direction == kToDevice ? from : to;
   const auto device_side = reinterpret_cast<CUdeviceptr>(direction == kToDevice ? to : from);
   SIM_CHECK(accessible(device_side, nbytes), CUDA_ERROR_INVALID_VALUE);
+  SIM_CHECK(nbytes == 0 || !leaves_registration(host, nbytes), CUDA_ERROR_INVALID_VALUE);
   Op op;
   auto part = [=](std::size_t offset, std::size_t length) {
     return move(static_cast<char*>(to) + offset, static_cast<const char*>(from) + offset, device_side + offset, length);
