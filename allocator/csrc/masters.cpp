@@ -294,11 +294,10 @@ void Masters::take(Device& device, Pool& staging, const std::vector<ChunkRun>& r
     const Stopwatch copying;
     copy_to_host(device, tasks);
     copy_to_disk(device, tasks);
-    const CUresult result = device.synchronize();
-    if (result != CUDA_SUCCESS) raise_driver(driver_, result, "StreamSynchronize");
+    device.finish();
     report.copy_seconds += copying.seconds();
   } catch (...) {
-    device.synchronize();  // copies that still run write into the places about to go
+    device.settle();  // copies that still run write into the places about to go
     for (const Task& task : tasks)
       if (task.fresh) drop(of(task));
     arena_.trim();

@@ -69,14 +69,13 @@ void Device::close() noexcept {
   driver.DevicePrimaryCtxRelease(handle);
 }
 
-CUresult Device::synchronize() const noexcept {
+void Device::finish() const {
+  for (const Stream* stream : used()) RA_TRY(driver, StreamSynchronize, stream->get());
+}
+
+void Device::settle() const noexcept {
   QuietContext scope(*this);
-  CUresult first = CUDA_SUCCESS;
-  for (const Stream* stream : {&fill, &disk, &copies[0], &copies[1]}) {
-    const CUresult result = driver.StreamSynchronize(stream->get());
-    if (first == CUDA_SUCCESS) first = result;
-  }
-  return first;
+  for (const Stream* stream : used()) driver.StreamSynchronize(stream->get());
 }
 
 std::size_t Device::bytes_free() const {

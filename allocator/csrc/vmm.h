@@ -2,6 +2,7 @@
 // device bytes. What is fallible to give back says so; destructors try once and keep quiet.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <utility>
 
@@ -39,8 +40,10 @@ class Device {
   Device& operator=(const Device&) = delete;
 
   std::size_t bytes_free() const;
-  // Waits for all of our streams but the background's. The first refusal, if any.
-  CUresult synchronize() const noexcept;
+  // Waits for all of our streams but the background's, with the context current. Throws Error: the driver's.
+  void finish() const;
+  // The same on the way out of a failure, where the refusal was told already.
+  void settle() const noexcept;
 
   const Driver& driver;
   int index;
@@ -60,6 +63,7 @@ class Device {
  private:
   void open();
   void close() noexcept;
+  std::array<const Stream*, kCopyStreams + 2> used() const { return {&copies[0], &copies[1], &fill, &disk}; }
 };
 
 class ContextScope {

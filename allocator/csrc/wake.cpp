@@ -48,8 +48,7 @@ void State::restore(const std::vector<Pool*>& pools, Journal& journal, ra_report
   for (auto& [on, restore] : by_device) {
     ContextScope scope(*on);
     restore->finish();
-    const CUresult result = on->synchronize();
-    if (result != CUDA_SUCCESS) raise_driver(driver_, result, "StreamSynchronize");
+    on->finish();
   }
   report.bytes_device = journal.bytes_created();
 }
@@ -82,7 +81,7 @@ void State::wake(uint32_t tags, bool strict, ra_report& report) {
     restore(pools, journal, report);
   } catch (Error& error) {
     // Copies in flight must end before their pages go.
-    for (const Pool* pool : pools) pool->device.synchronize();
+    for (const Pool* pool : pools) pool->device.settle();
     journal.undo();
     if (error.code == RA_OUT_OF_MEMORY) explain(error, pools);
     throw;
