@@ -26,13 +26,13 @@ def until(holds: Callable[[], bool], timeout_s: float = 30) -> None:
 class Engine:
     """`kept` has masters at level 1, `caches` are discarded."""
 
-    def __init__(self, allocator: Allocator, driver: SimulatedDriver) -> None:
+    def __init__(self, allocator: Allocator, driver: SimulatedDriver, unit_bytes: int = 80 * MIB) -> None:
         self.allocator, self.driver = allocator, driver
         self.kept: dict[Segment, bytes] = {}
         for i, (tag, device) in enumerate([("weights", 0), ("weights", 0), ("weights", 1), ("runtime", 1)]):
-            segment = allocator.alloc((i + 1) * 80 * MIB, device=device, tag=tag)  # type: ignore[arg-type]
+            segment = allocator.alloc((i + 1) * unit_bytes, device=device, tag=tag)  # type: ignore[arg-type]
             self.kept[segment] = b""
-        self.caches = [allocator.alloc(192 * MIB, device=device, tag="kv_cache") for device in range(2)]
+        self.caches = [allocator.alloc(2 * unit_bytes + 32 * MIB, device=device, tag="kv_cache") for device in range(2)]
         self.load(1)
 
     def load(self, seed: int) -> None:

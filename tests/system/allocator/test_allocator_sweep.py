@@ -77,10 +77,10 @@ def engine(allocator: Allocator, driver: SimulatedDriver) -> Engine:
 
 
 @pytest.fixture
-def large_chunks(driver: SimulatedDriver) -> Iterator[Engine]:
-    """One chunk a segment: the background makes about twenty calls for each."""
-    with Allocator(slab_bytes=64 * MIB, chunk_bytes=512 * MIB, link_share=1.0) as allocator:
-        yield Engine(allocator, driver)
+def small_engine(driver: SimulatedDriver) -> Iterator[Engine]:
+    """One chunk a segment: the background makes few calls for each."""
+    with Allocator(slab_bytes=64 * MIB, chunk_bytes=64 * MIB, link_share=1.0) as allocator:
+        yield Engine(allocator, driver, unit_bytes=16 * MIB)
     assert driver.bytes_registered() == 0
 
 
@@ -174,10 +174,10 @@ def test_a_prepare_survives_the_failure_of_any_of_its_calls(engine: Engine, oper
 @pytest.mark.parametrize("answer", ANSWERS)
 @pytest.mark.parametrize("arrange", [_without_masters, _with_old_masters])
 def test_a_prepare_in_the_background_survives_the_failure_of_any_of_its_calls(
-    large_chunks: Engine, arrange: Callable[[Engine], None], answer: int
+    small_engine: Engine, arrange: Callable[[Engine], None], answer: int
 ) -> None:
     """It says that it failed, and harms neither what serves nor a later sleep."""
-    engine = large_chunks
+    engine = small_engine
     operation = Operation("background", arrange, Engine.prepare_in_background)
     names = calls(engine, operation)
     awake, reported = engine.device_bytes(), set()
