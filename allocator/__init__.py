@@ -14,13 +14,17 @@ from allocator.errors import (
     HostMemoryExhausted,
     InvalidSize,
     LibraryMissing,
+    NestedRegion,
     NotAsleep,
     OutOfMemory,
+    PluginRefused,
     RollbackFailed,
     TagAsleep,
+    TorchUnsupported,
     UnknownTag,
     UsageError,
 )
+from allocator.torch_api import TorchAllocator
 from allocator.values import TAGS, DeviceMemory, HostMemory, Segment, SleepReport, Tag, TagUsage, WakeReport
 
 __all__ = [
@@ -38,14 +42,18 @@ __all__ = [
     "HostMemoryExhausted",
     "InvalidSize",
     "LibraryMissing",
+    "NestedRegion",
     "NotAsleep",
     "OutOfMemory",
+    "PluginRefused",
     "RollbackFailed",
     "Segment",
     "SleepReport",
     "Tag",
     "TagAsleep",
     "TagUsage",
+    "TorchAllocator",
+    "TorchUnsupported",
     "UnknownTag",
     "UsageError",
     "WakeReport",

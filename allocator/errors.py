@@ -10,7 +10,10 @@ AllocatorError
  │   ├─ TagAsleep        alloc, read or write under a sleeping tag
  │   ├─ ForeignPointer   free, read or write of what is no live segment
  │   ├─ InvalidSize      zero bytes, more than the device has, or past the end of a segment
- │   └─ Capturing        a graph capture is running
+ │   ├─ Capturing        a graph capture is running
+ │   └─ NestedRegion     this torch would put an inner region's tensors under the outer one's tag
+ ├─ TorchUnsupported     this torch, or how it was started, cannot route allocations soundly
+ ├─ PluginRefused        the vLLM plugin would not be sound here, so the engine does not start
  ├─ OutOfMemory          the device has too little room: says how much is wanted and how much is free
  ├─ HostMemoryExhausted  the masters do not fit host memory or its budget
  ├─ AddressesExhausted   the tag's reservation is too fragmented for this segment
@@ -71,6 +74,18 @@ class InvalidSize(UsageError):
 
 
 class Capturing(UsageError):
+    pass
+
+
+class NestedRegion(UsageError):
+    pass
+
+
+class TorchUnsupported(AllocatorError):
+    pass
+
+
+class PluginRefused(AllocatorError):
     pass
 
 
