@@ -283,6 +283,7 @@ class TorchAllocator:
         if self._torch is None:
             torch = _import_torch()
             _check_torch(torch)
+            torch.cuda.current_device()  # opens the device: pools need it
             self._expandable = Settings(torch)
             self._uncapture = _bracket_captures(torch, self._capture_begins, self._capture_ended)
             self._torch = torch

@@ -126,7 +126,7 @@ class Bench:
                 break
             if time.perf_counter() > end:
                 raise OutOfTime(f"prepare of {engine.name} did not end in {PREPARE_S:.0f} s: {states}")
-            time.sleep(0.1)
+            time.sleep(0.5)  # each question is a step of the workers' loop
         errors = [state["error"] for state in states if state["error"]]
         if errors:
             self.problems.append(f"prepare of {engine.name}: {errors}")
@@ -166,7 +166,12 @@ class Bench:
         """The allocator's own report, of the slowest rank."""
         if not self.ours:
             return {}
-        reports = [rank[report] for rank in engine.rpc("rotator_memory") if rank[report]]
+        wall = report.removeprefix("last_")
+        reports = [
+            {**rank[report], "wall_s": rank["wall_s"].get(wall)}
+            for rank in engine.rpc("rotator_memory")
+            if rank[report]
+        ]
         slowest: dict[str, Any] = max(reports, key=lambda one: float(one["seconds"]), default={})
         return {"inside": {k: round(v, 5) if isinstance(v, float) else v for k, v in slowest.items()}}
 

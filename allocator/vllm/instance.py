@@ -7,6 +7,7 @@ level keeps, which tags a wake restores, that a second sleep or wake of the same
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Final
@@ -39,6 +40,7 @@ class VllmAllocator:
         self.torch = torch_allocator
         self.last_sleep: SleepReport | None = None
         self.last_wake: WakeReport | None = None
+        self.wall_s: dict[str, float] = {}  # of the last sleep and wake, torch's part included
 
     def use_memory_pool(self, tag: str | None = None) -> AbstractContextManager[None]:
         return self.torch.region(_tag(tag or self.default_tag))
@@ -54,7 +56,8 @@ class VllmAllocator:
         offload = (offload,) if isinstance(offload, str) else tuple(offload)
         level = 1 if "weights" in offload else 2
         try:
-            self.last_sleep = self.torch.sleep(level, full_gc=self.last_sleep is None)
+            with self._timed("sleep"):
+                self.last_sleep = self.torch.sleep(level, full_gc=False)  # a full one came after warm-up
         except AlreadyAsleep:
             logger.info("rotator: sleep: everything was asleep already")
             return
@@ -62,7 +65,8 @@ class VllmAllocator:
 
     def sleep_bytes(self, bytes_wanted: int) -> SleepReport:
         """Give back at least so many bytes a device, KV cache first; the rest stays mapped and warm."""
-        self.last_sleep = self.torch.sleep(1, bytes_wanted=bytes_wanted, full_gc=False)
+        with self._timed("sleep"):
+            self.last_sleep = self.torch.sleep(1, bytes_wanted=bytes_wanted, full_gc=False)
         _log("sleep by bytes", self.last_sleep)
         return self.last_sleep
 
@@ -72,7 +76,8 @@ class VllmAllocator:
         try:
             if named is not None and not wanted:
                 raise NotAsleep("none of them sleeps")
-            self.last_wake = self.torch.wake(None if named is None else sorted(wanted))
+            with self._timed("wake"):
+                self.last_wake = self.torch.wake(None if named is None else sorted(wanted))
         except NotAsleep:
             logger.info("rotator: wake of %s: nothing of it was asleep", tags)
             return
@@ -96,6 +101,12 @@ class VllmAllocator:
 
     def close(self) -> None:
         self.release_pools()
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.wall_s[what] = time.perf_counter() - begun
 
     def _awake(self) -> set[Tag]:
         asleep = self.torch.asleep_tags()

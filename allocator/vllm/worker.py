@@ -103,6 +103,7 @@ def _memory(cumem: Any) -> Callable[..., dict[str, Any]]:
             "prepare": _progress(instance.torch.prepare_status()),
             "last_sleep": _plain(instance.last_sleep),
             "last_wake": _plain(instance.last_wake),
+            "wall_s": dict(instance.wall_s),
         }
 
     return rotator_memory
