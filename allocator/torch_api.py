@@ -93,7 +93,7 @@ class TorchAllocator:
         _bind(self.memory)
         self._trims = trim
         self._torch: Any = None
-        self._functions: dict[Tag, Any] = {}
+        self._functions: dict[str, Any] = {}
         self._retired: list[Any] = []
         self._graph_pool: Any = None
         self._nests: bool | None = None
@@ -107,14 +107,21 @@ class TorchAllocator:
     # -- where tensors go --
 
     @contextmanager
-    def region(self, tag: Tag = "weights") -> Iterator[None]:
+    def region(self, tag: Tag = "weights", *, mixed: bool = False) -> Iterator[None]:
         """Tensors that this thread makes inside belong to `tag`. Regions nest, also within their own tag.
+
+        `mixed` is for a kv_cache region in which other things are made too: tensors of up to 10 MiB get the tag runtime
+        and so are kept by every sleep.
 
         Raises UnknownTag, TagAsleep, NestedRegion (this torch would use the outer pool), TorchUnsupported.
         """
         self._check_tag(tag)
+        if mixed and tag != "kv_cache":
+            raise UsageError("only a kv_cache region can be mixed")
+        if mixed:
+            self._check_tag("runtime")
         torch = self._open_torch()
-        pool = torch.cuda.MemPool(self._function(tag).allocator())
+        pool = torch.cuda.MemPool(self._function(f"{tag}_mixed" if mixed else tag).allocator())
         depth = getattr(self._regions, "depth", 0)
         try:
             with self._expandable.without_expandable_segments(), self._routed(torch, pool, depth):
@@ -311,13 +318,13 @@ class TorchAllocator:
         self.memory.capture_end()
         self._leave()
 
-    def _function(self, tag: Tag) -> Any:
-        function = self._functions.get(tag)
+    def _function(self, name: str) -> Any:
+        function = self._functions.get(name)
         if function is None:
             path = str(_native.library_path("librotator_alloc.so"))
-            function = self._torch.cuda.memory.CUDAPluggableAllocator(path, f"rotator_malloc_{tag}", "rotator_free")
+            function = self._torch.cuda.memory.CUDAPluggableAllocator(path, f"rotator_malloc_{name}", "rotator_free")
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(function))  # torch has a bare pointer to it until the very end
-            self._functions[tag] = function
+            self._functions[name] = function
         return function
 
     def _check_tag(self, tag: Tag) -> None:

@@ -113,6 +113,7 @@ RA_EXPORT int ra_torch_tag(int tag);
 RA_EXPORT void* rotator_malloc(ssize_t nbytes, int device, void* stream);
 RA_EXPORT void* rotator_malloc_weights(ssize_t nbytes, int device, void* stream);
 RA_EXPORT void* rotator_malloc_kv_cache(ssize_t nbytes, int device, void* stream);
+RA_EXPORT void* rotator_malloc_kv_cache_mixed(ssize_t nbytes, int device, void* stream);  // small segments are runtime
 RA_EXPORT void* rotator_malloc_runtime(ssize_t nbytes, int device, void* stream);
 RA_EXPORT void* rotator_malloc_workspace(ssize_t nbytes, int device, void* stream);
 RA_EXPORT void* rotator_malloc_cudagraph(ssize_t nbytes, int device, void* stream);

@@ -44,6 +44,13 @@ void* rotator_malloc_runtime(ssize_t nbytes, int device, void*) { return allocat
 void* rotator_malloc_workspace(ssize_t nbytes, int device, void*) { return allocate(nbytes, device, RA_WORKSPACE); }
 void* rotator_malloc_cudagraph(ssize_t nbytes, int device, void*) { return allocate(nbytes, device, RA_CUDAGRAPH); }
 
+// For regions that hold a cache and what goes with it. torch packs tensors of up to 10 MiB into segments of 2 and 20 MiB,
+// so what is larger is the cache, to be discarded, and the rest is kept.
+static constexpr ssize_t kPackedBytes = 20 << 20;
+void* rotator_malloc_kv_cache_mixed(ssize_t nbytes, int device, void*) {
+  return allocate(nbytes, device, nbytes <= kPackedBytes ? RA_RUNTIME : RA_KV_CACHE);
+}
+
 void rotator_free(void* address, ssize_t, int, void* stream) {
   ra_allocator* allocator = bound;
   if (allocator == nullptr || address == nullptr) return;

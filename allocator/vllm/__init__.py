@@ -72,7 +72,8 @@ def build(cumem: Any, settings: Settings, first: tuple[int, ...]) -> Any:
         raise PluginRefused("the stock allocator holds memory already: the plugin was loaded too late to take over")
     try:
         memory: Any = Allocator(**settings.allocator_arguments())
-        instance = VllmAllocator(TorchAllocator(memory, trim=settings.trim))
+        mixes = releases.parse(vllm.__version__) < releases.KV_CACHE_ALONE
+        instance = VllmAllocator(TorchAllocator(memory, trim=settings.trim), mixes_kv_cache=mixes)
     except AllocatorError as error:
         raise PluginRefused(
             f"the rotator allocator cannot run here: {error} (ROTATOR_ALLOCATOR=off starts with the stock one)"

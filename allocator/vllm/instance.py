@@ -36,14 +36,16 @@ class VllmAllocator:
 
     default_tag = "default"
 
-    def __init__(self, torch_allocator: TorchAllocator) -> None:
-        self.torch = torch_allocator
+    def __init__(self, torch_allocator: TorchAllocator, *, mixes_kv_cache: bool = False) -> None:
+        """`mixes_kv_cache`: this release makes other tensors in the kv_cache pool too (vllm#53508)."""
+        self.torch, self.mixes_kv_cache = torch_allocator, mixes_kv_cache
         self.last_sleep: SleepReport | None = None
         self.last_wake: WakeReport | None = None
         self.wall_s: dict[str, float] = {}  # of the last sleep and wake, torch's part included
 
     def use_memory_pool(self, tag: str | None = None) -> AbstractContextManager[None]:
-        return self.torch.region(_tag(tag or self.default_tag))
+        ours = _tag(tag or self.default_tag)
+        return self.torch.region(ours, mixed=ours == "kv_cache" and self.mixes_kv_cache)
 
     @contextmanager
     def cudagraph_pool(self) -> Iterator[tuple[int, int]]:

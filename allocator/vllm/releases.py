@@ -8,6 +8,7 @@ from allocator.errors import PluginRefused
 
 # What was read is written down, call by call, in docs/allocator-vllm.md.
 PLUGIN_MIN, PLUGIN_END = (0, 25, 1), (0, 34)
+KV_CACHE_ALONE = (0, 29)  # from here on the kv_cache pool holds the cache and nothing else
 OVERLAY_MIN, OVERLAY_END = (0, 19), (0, 26)
 
 

@@ -43,13 +43,13 @@ class ModelRunner:
         self.torch, self.kept, self.restored = torch, list[Any](), 0
 
     def load_model(self) -> None:
-        self.kept.append(self.torch.empty(64 * MIB))
-        self.torch.empty(32 * MIB)  # the higher precision that online quantization throws away
+        self.kept.append(self.torch.empty(24 * MIB))
+        self.torch.empty(22 * MIB)  # the higher precision that online quantization throws away
 
     def initialize_kv_cache(self, context: AbstractContextManager[Any]) -> None:
         self.kept.append(self.torch.empty(2 * MIB))
         with context:
-            self.kept.append(self.torch.empty(128 * MIB))
+            self.kept.append(self.torch.empty(32 * MIB))
 
 
 class Worker:
@@ -79,9 +79,12 @@ class Worker:
             self.model_runner.load_model()
 
     def initialize_from_config(self) -> None:
-        if self.release < (0, 32):
+        if self.release < (0, 29):
             with self._pool("kv_cache"):
                 self.model_runner.initialize_kv_cache(nullcontext())
+            return
+        if self.release < (0, 32):
+            self.model_runner.initialize_kv_cache(self._pool("kv_cache"))
             return
         kv = self._pool("kv_cache")
         with self._pool("runtime"):

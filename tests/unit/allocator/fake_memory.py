@@ -30,6 +30,8 @@ class FakeMemory:
 
     def malloc(self, function: str, nbytes: int) -> int:
         tag = function.removeprefix("rotator_malloc_")
+        if tag == "kv_cache_mixed":
+            tag = "runtime" if nbytes <= 20 << 20 else "kv_cache"
         assert tag in TAGS
         address = (1 << 40) + sum(size for _, size in self.segments.values()) + (len(self.calls) << 32)
         self.calls.append(("malloc", tag, nbytes))

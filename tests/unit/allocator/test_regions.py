@@ -98,6 +98,19 @@ def test_an_inner_regions_pool_is_dropped_with_the_outermost(make: Make) -> None
     assert bench.memory.nbytes("kv_cache") == 0
 
 
+def test_small_tensors_of_a_mixed_region_are_kept_and_large_ones_are_cache(make: Make) -> None:
+    bench = make()
+    with bench.allocator.region("kv_cache", mixed=True):
+        small, large = bench.torch.empty(MIB), bench.torch.empty(64 * MIB)
+    assert bench.memory.segments[small.data_ptr()][0] == "runtime"
+    assert bench.memory.segments[large.data_ptr()][0] == "kv_cache"
+
+
+def test_only_a_cache_can_be_mixed(make: Make) -> None:
+    with pytest.raises(UsageError, match="kv_cache"):
+        make().allocator.region("weights", mixed=True).__enter__()
+
+
 def test_no_pool_is_dropped_while_another_thread_is_in_a_region(make: Make) -> None:
     bench = make()
     entered, leave = threading.Event(), threading.Event()
