@@ -7,6 +7,7 @@ from allocator.errors import (
     AddressesExhausted,
     AllocatorError,
     AlreadyAsleep,
+    BudgetFileError,
     Capturing,
     DriverError,
     DriverMissing,
@@ -14,10 +15,12 @@ from allocator.errors import (
     HostMemoryExhausted,
     InvalidSize,
     LibraryMissing,
+    MasterLost,
     NestedRegion,
     NotAsleep,
     OutOfMemory,
     PluginRefused,
+    Registered,
     RollbackFailed,
     TagAsleep,
     TorchUnsupported,
@@ -25,7 +28,17 @@ from allocator.errors import (
     UsageError,
 )
 from allocator.torch_api import TorchAllocator
-from allocator.values import TAGS, DeviceMemory, HostMemory, Segment, SleepReport, Tag, TagUsage, WakeReport
+from allocator.values import (
+    TAGS,
+    DeviceMemory,
+    HostMemory,
+    PrepareStatus,
+    Segment,
+    SleepReport,
+    Tag,
+    TagUsage,
+    WakeReport,
+)
 
 __all__ = [
     "TAGS",
@@ -33,6 +46,7 @@ __all__ = [
     "Allocator",
     "AllocatorError",
     "AlreadyAsleep",
+    "BudgetFileError",
     "Capturing",
     "DeviceMemory",
     "DriverError",
@@ -42,10 +56,13 @@ __all__ = [
     "HostMemoryExhausted",
     "InvalidSize",
     "LibraryMissing",
+    "MasterLost",
     "NestedRegion",
     "NotAsleep",
     "OutOfMemory",
     "PluginRefused",
+    "PrepareStatus",
+    "Registered",
     "RollbackFailed",
     "Segment",
     "SleepReport",

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from types import TracebackType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from allocator import _native
 from allocator.core import Allocator
@@ -42,23 +42,10 @@ from allocator.errors import (
     UsageError,
 )
 from allocator.torch_settings import Settings
-from allocator.values import TAGS, HostMemory, SleepReport, Tag, TagUsage, WakeReport
+from allocator.values import TAGS, HostMemory, PrepareStatus, SleepReport, Tag, TagUsage, WakeReport
 
 TORCH_MIN = (2, 10)
 _PROBE_BYTES = 512
-
-
-class PrepareProgress(Protocol):
-    """How far a `prepare` in the background is."""
-
-    @property
-    def bytes_done(self) -> int: ...
-    @property
-    def bytes_total(self) -> int: ...
-    @property
-    def running(self) -> bool: ...
-    @property
-    def error(self) -> object: ...
 
 
 class Memory(Protocol):
@@ -69,7 +56,7 @@ class Memory(Protocol):
     ) -> SleepReport: ...
     def wake(self, tags: Iterable[Tag] | None = None) -> WakeReport: ...
     def prepare(self, tags: Iterable[Tag] | None = None, *, wait: bool = True) -> SleepReport | None: ...
-    def prepare_status(self) -> PrepareProgress: ...
+    def prepare_status(self) -> PrepareStatus: ...
     def discard(self, tags: Iterable[Tag]) -> SleepReport: ...
     def release_masters(self, tags: Iterable[Tag] | None = None) -> int: ...
     def collect(self) -> int: ...
@@ -89,7 +76,7 @@ class TorchAllocator:
 
         Raises UsageError when another one serves torch in this process, and what `Allocator` raises.
         """
-        self.memory: Memory = cast("Memory", Allocator()) if memory is None else memory
+        self.memory: Memory = Allocator() if memory is None else memory
         _bind(self.memory)
         self._trims = trim
         self._torch: Any = None
@@ -210,7 +197,7 @@ class TorchAllocator:
         """Take masters ahead of the first sleep, see `Allocator.prepare`. `wait=False` returns at once with None."""
         return self.memory.prepare(tags) if wait else self.memory.prepare(tags, wait=False)
 
-    def prepare_status(self) -> PrepareProgress:
+    def prepare_status(self) -> PrepareStatus:
         return self.memory.prepare_status()
 
     def discard(self, tags: Iterable[Tag]) -> SleepReport:

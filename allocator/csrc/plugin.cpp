@@ -5,17 +5,21 @@
 #include <mutex>
 
 #include "csrc/api.h"
+#include "csrc/background.h"
 #include "csrc/error.h"
 #include "csrc/state.h"
 #include "csrc/torch.h"
 
+using rotator::Background;
 using rotator::Error;
 using rotator::State;
 
 struct ra_allocator {
-  ra_allocator(rotator::Driver driver, const ra_config& config) : state(driver, config) {}
+  ra_allocator(rotator::Driver driver, const ra_config& config)
+      : state(driver, config), background(mutex, state, config.link_share_permille / 1000.0) {}
   std::mutex mutex;
   State state;
+  Background background;  // ends before what it works on
 };
 
 static void fill(ra_error* out, const Error& error) {
@@ -57,13 +61,26 @@ static int locked(ra_allocator* allocator, ra_error* out, Body body) {
 template <typename Body>
 static int reported(ra_allocator* allocator, ra_report* report, ra_error* out, Body body) {
   ra_report filled{};
-  const int code = locked(allocator, out, [&](State& state) { body(state, filled); });
+  const int code = guarded(out, [&] {
+    const Background::Pause pause(allocator->background);
+    const std::lock_guard<std::mutex> lock(allocator->mutex);
+    body(allocator->state, filled);
+  });
   if (report != nullptr) *report = filled;
   return code;
 }
 
+static void check(const ra_config& config) {
+  if (config.slab_bytes == 0 || config.chunk_bytes == 0 || config.link_share_permille == 0 ||
+      config.link_share_permille > 1000)
+    rotator::raise(RA_INVALID_SIZE, "slab and chunk need at least one byte, the link's share 1 to 1000 per mille");
+}
+
 int ra_open(const char* driver_path, const ra_config* config, ra_allocator** out, ra_error* error) {
-  return guarded(error, [&] { *out = new ra_allocator(rotator::load_driver(driver_path), *config); });
+  return guarded(error, [&] {
+    check(*config);
+    *out = new ra_allocator(rotator::load_driver(driver_path), *config);
+  });
 }
 
 int ra_close(ra_allocator* allocator, ra_error* error) {
@@ -97,10 +114,11 @@ int ra_read(ra_allocator* allocator, uint64_t address, size_t offset, void* data
   return locked(allocator, error, [&](State& state) { state.read(address, offset, data, nbytes); });
 }
 
-int ra_sleep(ra_allocator* allocator, uint32_t tags, uint32_t offload, int strict, ra_report* report,
-             ra_error* error) {
-  return reported(allocator, report, error,
-                  [&](State& state, ra_report& filled) { state.sleep(tags, offload, strict != 0, filled); });
+int ra_sleep(ra_allocator* allocator, uint32_t tags, uint32_t offload, int strict, uint64_t bytes_wanted,
+             ra_report* report, ra_error* error) {
+  return reported(allocator, report, error, [&](State& state, ra_report& filled) {
+    state.sleep(tags, offload, strict != 0, bytes_wanted, filled);
+  });
 }
 
 int ra_wake(ra_allocator* allocator, uint32_t tags, int strict, ra_report* report, ra_error* error) {
@@ -110,6 +128,26 @@ int ra_wake(ra_allocator* allocator, uint32_t tags, int strict, ra_report* repor
 
 int ra_prepare(ra_allocator* allocator, uint32_t tags, ra_report* report, ra_error* error) {
   return reported(allocator, report, error, [&](State& state, ra_report& filled) { state.prepare(tags, filled); });
+}
+
+int ra_prepare_start(ra_allocator* allocator, uint32_t tags, ra_error* error) {
+  return guarded(error, [&] { allocator->background.start(tags); });
+}
+
+int ra_prepare_status(ra_allocator* allocator, ra_prepare_state* state) {
+  return guarded(nullptr, [&] { *state = allocator->background.status(); });
+}
+
+int ra_pin(ra_allocator* allocator, uint64_t address, ra_error* error) {
+  return locked(allocator, error, [&](State& state) { state.pin(address); });
+}
+
+int ra_unpin(ra_allocator* allocator, uint64_t address, ra_error* error) {
+  return locked(allocator, error, [&](State& state) { state.unpin(address); });
+}
+
+int ra_set_host_budget(ra_allocator* allocator, uint64_t nbytes, ra_error* error) {
+  return locked(allocator, error, [&](State& state) { state.masters().arena().set_budget(nbytes); });
 }
 
 int ra_release_masters(ra_allocator* allocator, uint32_t tags, uint64_t* nbytes, ra_error* error) {

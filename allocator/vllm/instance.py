@@ -95,7 +95,7 @@ class VllmAllocator:
 
     def get_current_usage(self) -> int:
         """Bytes in live segments, awake or asleep. Zero before the first load, as vLLM asserts."""
-        return sum(row.bytes_allocated for row in self.torch.memory_usage())
+        return sum(row.bytes_allocated for row in self.torch.memory_usage() if row.tag != "staging")
 
     def release_pools(self) -> None:
         """vLLM calls this when a worker shuts down; the instance may serve another engine of the process after."""
@@ -112,7 +112,8 @@ class VllmAllocator:
 
     def _awake(self) -> set[Tag]:
         asleep = self.torch.asleep_tags()
-        return {row.tag for row in self.torch.memory_usage() if row.segments and row.tag not in asleep}
+        rows = self.torch.memory_usage()
+        return {row.tag for row in rows if row.tag != "staging" and row.segments and row.tag not in asleep}
 
 
 def _tag(name: str) -> Tag:

@@ -88,7 +88,7 @@ def _prepare(cumem: Any) -> Callable[..., dict[str, Any]]:
         """Take masters now: in the background, or before it answers."""
         torch = _instance(cumem).torch
         done = torch.prepare(wait=str(wait).lower() in ("1", "true"))
-        return {"report": _plain(done), "status": _progress(torch.prepare_status())}
+        return {"report": _plain(done), "status": asdict(torch.prepare_status())}
 
     return rotator_prepare
 
@@ -100,7 +100,7 @@ def _memory(cumem: Any) -> Callable[..., dict[str, Any]]:
             "usage": [_plain(row) for row in instance.torch.memory_usage()],
             "host": _plain(instance.torch.host_memory()),
             "asleep": sorted(instance.torch.asleep_tags()),
-            "prepare": _progress(instance.torch.prepare_status()),
+            "prepare": asdict(instance.torch.prepare_status()),
             "last_sleep": _plain(instance.last_sleep),
             "last_wake": _plain(instance.last_wake),
             "wall_s": dict(instance.wall_s),
@@ -156,12 +156,3 @@ def _instance(cumem: Any) -> VllmAllocator:
 
 def _plain(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-
-
-def _progress(status: Any) -> dict[str, Any]:
-    return {
-        "bytes_done": status.bytes_done,
-        "bytes_total": status.bytes_total,
-        "running": status.running,
-        "error": None if status.error is None else str(status.error),
-    }

@@ -5,6 +5,7 @@ The simulated driver's memory is host memory, so content is written and read at 
 
 import ctypes
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -54,6 +55,8 @@ def main() -> None:
         weights, *rest = worker.worker.model_runner.kept
         for number, tensor in enumerate([weights, *rest]):
             fill(tensor, 10 + number)
+        while worker.rpc("rotator_memory")["prepare"]["running"]:
+            time.sleep(0.01)
         used_awake = simulated.bytes_used(0)
         for level in (1, 2):
             worker.rpc("sleep", level)

@@ -26,7 +26,7 @@ class Setup:
         self.torch = FakeTorch(self.memory.malloc, self.memory.free)
         patch.setitem(__import__("sys").modules, "torch", self.torch.module)
         patch.setattr(allocator.core, "Allocator", self._allocator)
-        for name in ("", "_PREPARE", "_HOST_GIB", "_SPILL_DIR", "_SLAB_MIB", "_TRIM"):
+        for name in ("", "_PREPARE", "_HOST_GIB", "_SPILL_DIR", "_SLAB_MIB", "_TRIM", "_BUDGET_FILE", "_LINK_SHARE"):
             patch.delenv(f"ROTATOR_ALLOCATOR{name}", raising=False)
 
     def _allocator(self, **arguments: Any) -> FakeMemory:
@@ -209,7 +209,7 @@ def test_memory_shows_usage_masters_and_the_last_reports(setup: Setup) -> None:
     assert shown["wall_s"].keys() == {"sleep"}
     assert shown["last_sleep"]["seconds"] == 0.1
     assert shown["last_wake"] is None
-    assert shown["prepare"] == {"bytes_done": 0, "bytes_total": 0, "running": False, "error": None}
+    assert shown["prepare"] == {"running": False, "bytes_done": 0, "bytes_total": 0, "seconds": 0.0, "error": None}
 
 
 def test_masters_are_taken_on_request(setup: Setup) -> None:
@@ -298,10 +298,18 @@ def test_a_platform_without_cuda_keeps_its_own(setup: Setup) -> None:
 
 
 def test_settings_reach_the_allocator(setup: Setup, tmp_path: Path) -> None:
-    for name, value in (("HOST_GIB", "1.5"), ("SLAB_MIB", "64"), ("SPILL_DIR", str(tmp_path))):
+    (tmp_path / "budget").touch()
+    given = {"HOST_GIB": "1.5", "SLAB_MIB": "64", "SPILL_DIR": str(tmp_path), "LINK_SHARE": "0.25"}
+    for name, value in {**given, "BUDGET_FILE": str(tmp_path / "budget")}.items():
         setup.patch.setenv(f"ROTATOR_ALLOCATOR_{name}", value)
     registered(setup).worker().rpc("load_model")
-    assert setup.arguments == {"host_budget_bytes": 3 << 29, "slab_bytes": 64 << 20, "spill_dir": tmp_path}
+    assert setup.arguments == {
+        "host_budget_bytes": 3 << 29,
+        "slab_bytes": 64 << 20,
+        "spill_dir": tmp_path,
+        "budget_file": tmp_path / "budget",
+        "link_share": 0.25,
+    }
 
 
 def test_what_is_not_set_is_left_to_the_allocator(setup: Setup) -> None:
@@ -320,6 +328,10 @@ def test_what_is_not_set_is_left_to_the_allocator(setup: Setup) -> None:
         ("_SLAB_MIB", "0"),
         ("_SLAB_MIB", "inf"),
         ("_SPILL_DIR", "/nowhere/at/all"),
+        ("_BUDGET_FILE", "/nowhere/at/all"),
+        ("_LINK_SHARE", "0"),
+        ("_LINK_SHARE", "1.5"),
+        ("_LINK_SHARE", "half"),
     ],
 )
 def test_a_setting_that_means_nothing_is_refused_by_name(name: str, value: str) -> None:

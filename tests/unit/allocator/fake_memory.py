@@ -7,15 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from allocator.errors import AlreadyAsleep, NotAsleep, OutOfMemory
-from allocator.values import TAGS, HostMemory, SleepReport, Tag, TagUsage, WakeReport
+from allocator.values import TAGS, HostMemory, PrepareStatus, SleepReport, Tag, TagUsage, WakeReport
 
 
-@dataclass
-class Progress:
-    bytes_done: int = 0
-    bytes_total: int = 0
-    running: bool = False
-    error: Exception | None = None
+def report(**given: int) -> SleepReport:
+    """0.1 s and what is given."""
+    return SleepReport(**{**dict.fromkeys(SleepReport.__slots__, 0), "seconds": 0.1, **given})  # type: ignore[arg-type]
 
 
 @dataclass
@@ -23,7 +20,7 @@ class FakeMemory:
     segments: dict[int, tuple[Tag, int]] = field(default_factory=dict)
     asleep: set[Tag] = field(default_factory=set)
     calls: list[tuple[Any, ...]] = field(default_factory=list)
-    progress: Progress = field(default_factory=Progress)
+    progress: PrepareStatus = field(default_factory=lambda: PrepareStatus(False, 0, 0, 0.0, None))
     captures: int = 0
     wakes_to_refuse: int = 0
     closed: bool = False
@@ -57,7 +54,7 @@ class FakeMemory:
         if not awake:
             raise AlreadyAsleep("all of it sleeps")
         self.asleep |= {"kv_cache"} if bytes_wanted is not None else awake if tags is None else set(tags)
-        return SleepReport(0.1, 0.0, 0.0, 0.1, 1, 0, 1, 0, 0)
+        return report(bytes_freed=1)
 
     def wake(self, tags: Iterable[Tag] | None = None) -> WakeReport:
         wanted = self.asleep if tags is None else set(tags)
@@ -68,19 +65,19 @@ class FakeMemory:
             self.wakes_to_refuse -= 1
             raise OutOfMemory("the device is full", bytes_wanted=2, bytes_free=1)
         self.asleep = self.asleep - wanted
-        return WakeReport(0.1, 0.0, 0.1, 1, 1, 0, 10.0)
+        return WakeReport(0.1, 0.0, 0.1, 1, 1, 0, 0, 10.0)
 
     def prepare(self, tags: Iterable[Tag] | None = None, *, wait: bool = True) -> SleepReport | None:
         self.calls.append(("prepare", wait))
-        return SleepReport(0.1, 0.0, 0.1, 0.0, 0, 1, 0, 0, 0) if wait else None
+        return report(bytes_copied=1) if wait else None
 
-    def prepare_status(self) -> Progress:
+    def prepare_status(self) -> PrepareStatus:
         return self.progress
 
     def discard(self, tags: Iterable[Tag]) -> SleepReport:
         self.calls.append(("discard", tuple(tags)))
         self.asleep |= set(tags)
-        return SleepReport(0.1, 0.0, 0.0, 0.1, 1, 0, 0, 1, 0)
+        return report(bytes_discarded=1)
 
     def release_masters(self, tags: Iterable[Tag] | None = None) -> int:
         return 0
@@ -101,12 +98,12 @@ class FakeMemory:
     def memory_usage(self) -> tuple[TagUsage, ...]:
         tags = sorted({tag for tag, _ in self.segments.values()})
         return tuple(
-            TagUsage(tag, 0, "asleep" if tag in self.asleep else "awake", 1, self.nbytes(tag), self.nbytes(tag), 0, 0)
+            TagUsage(tag, 0, "asleep" if tag in self.asleep else "awake", 1, *[self.nbytes(tag)] * 3, 0, 0, 0)
             for tag in tags
         )
 
     def host_memory(self) -> HostMemory:
-        return HostMemory(0, 0, 0)
+        return HostMemory(0, 0, 0, 0, 0, 0)
 
     def close(self) -> None:
         self.closed = True

@@ -1,0 +1,260 @@
+"""The simulated driver's own promises, through its exported calls alone: what the allocator's tests rest on."""
+
+import ctypes
+import struct
+from collections.abc import Callable, Iterator
+from ctypes import byref, c_int, c_size_t, c_uint, c_uint64, c_ulonglong, c_void_p
+
+import pytest
+
+from allocator.box import SimulatedBox
+from allocator.simdriver import SimulatedDriver
+
+PAGE = 4096
+NOT_FOUND, NOT_READY, ILLEGAL_ADDRESS, INVALID_HANDLE, OUT_OF_MEMORY = 500, 600, 700, 400, 2
+PTX = b".version 8.0\n.target sm_80\n.visible .entry rotator_digest(\n)\n{ ret; }\n"
+MASK = (1 << 64) - 1
+
+
+class Prop(ctypes.Structure):
+    _fields_ = [("kind", c_int), ("handles", c_int), ("place", c_int), ("device", c_int), ("rest", ctypes.c_ubyte * 16)]
+
+
+class Access(ctypes.Structure):
+    _fields_ = [("place", c_int), ("device", c_int), ("flags", c_int)]
+
+
+class Calls:
+    """Driver calls as they are, on one device."""
+
+    def __init__(self, driver: SimulatedDriver) -> None:
+        self.driver, self.library = driver, driver.library
+
+    def __call__(self, name: str, *arguments: object) -> int:
+        return int(getattr(self.library, name)(*arguments))
+
+    def ok(self, name: str, *arguments: object) -> None:
+        assert self(name, *arguments) == 0
+
+    def memory(self, nbytes: int, device: int = 0) -> int:
+        address, handle = c_ulonglong(), c_ulonglong()
+        prop, access = Prop(1, 0, 1, device), Access(1, device, 3)
+        self.ok("cuMemAddressReserve", byref(address), c_size_t(nbytes), c_size_t(0), c_ulonglong(0), c_ulonglong(0))
+        self.ok("cuMemCreate", byref(handle), c_size_t(nbytes), byref(prop), c_ulonglong(0))
+        self.ok("cuMemMap", address, c_size_t(nbytes), c_size_t(0), handle, c_ulonglong(0))
+        self.ok("cuMemSetAccess", address, c_size_t(nbytes), byref(access), c_size_t(1))
+        return address.value
+
+    def unmap(self, address: int, nbytes: int) -> int:
+        return self("cuMemUnmap", c_ulonglong(address), c_size_t(nbytes))
+
+    def stream(self, priority: int = 0) -> c_void_p:
+        stream = c_void_p()
+        self.ok("cuStreamCreateWithPriority", byref(stream), c_uint(1), c_int(priority))
+        return stream
+
+    def event(self) -> c_void_p:
+        event = c_void_p()
+        self.ok("cuEventCreate", byref(event), c_uint(2))
+        return event
+
+    def digest_kernel(self) -> tuple[c_void_p, c_void_p]:
+        module, function = c_void_p(), c_void_p()
+        self.ok("cuModuleLoadData", byref(module), PTX)
+        self.ok("cuModuleGetFunction", byref(function), module, b"rotator_digest")
+        return module, function
+
+    def launch(self, function: c_void_p, stream: c_void_p | None, *values: int) -> int:
+        held = [c_uint64(value) for value in values]
+        parameters = (c_void_p * len(held))(*(ctypes.addressof(value) for value in held))
+        return self("cuLaunchKernel", function, *(c_uint(n) for n in (1, 1, 1, 32, 1, 1, 0)), stream, parameters, None)
+
+
+def fold(a: int, b: int) -> int:
+    product = (a & MASK) * (b & MASK)
+    return (product & MASK) ^ (product >> 64)
+
+
+def digest(data: bytes) -> tuple[int, int]:
+    """The digest once more, from its description: a mistake would have to be made in two languages."""
+    starts = [0x9E3779B97F4A7C15, 0xD1B54A32D192ED03, 0xAEF17502108EF2D9, 0x8BB84B93962EACC9]
+    steps = [0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xDA942042E4DD58B5, 0xE7037ED1A0B428DB]
+    padded, first, second = data + bytes(-len(data) % 16), 0, 0
+    for i, (low, high) in enumerate(struct.iter_unpack("<QQ", padded)):
+        key = [start + i * step for start, step in zip(starts, steps, strict=True)]
+        first += fold(low ^ (key[0] & MASK), high ^ (key[1] & MASK))
+        second += fold(low ^ (key[2] & MASK), high ^ (key[3] & MASK))
+    return first & MASK, second & MASK
+
+
+@pytest.fixture
+def calls(driver: SimulatedDriver) -> Iterator[Calls]:
+    with driver.context():
+        yield Calls(driver)
+
+
+# What leaves the driver unusable, or needs a box of its own, runs in a process of its own.
+CHILD = f"""
+import sys
+sys.path.insert(0, {__file__.rsplit("/", 1)[0]!r})
+from ctypes import *
+from test_simulated_driver import *
+driver = SimulatedDriver()
+with driver.context():
+    calls = Calls(driver)
+"""
+
+
+def in_child(child: Callable[..., object], body: str, **env: str) -> list[str]:
+    program = CHILD + "\n".join("    " + line for line in body.strip().splitlines())
+    return child(program, **env).rest().split()  # type: ignore[attr-defined,no-any-return]
+
+
+def test_the_digest_kernel_adds_the_digest_of_each_chunk(calls: Calls, pattern: Callable[[int, int], bytes]) -> None:
+    data, out, nbytes = calls.memory(2 * PAGE), calls.memory(PAGE), 2 * PAGE - 40
+    content = pattern(3, nbytes)
+    ctypes.memmove(data, content, nbytes)
+    ctypes.memset(out, 0, PAGE)
+    module, function = calls.digest_kernel()
+    assert calls.launch(function, None, data, nbytes, 1024, out) == 0
+    calls.ok("cuCtxSynchronize")
+    words = struct.unpack("<16Q", ctypes.string_at(out, 128))
+    expected = [word for at in range(0, nbytes, 1024) for word in digest(content[at : at + 1024])]
+    assert list(words) == expected
+    calls.ok("cuModuleUnload", module)
+    assert calls("cuModuleUnload", module) == INVALID_HANDLE
+    assert calls.launch(function, None, data, nbytes, 1024, out) == INVALID_HANDLE
+    calls.unmap(data, 2 * PAGE)
+    calls.unmap(out, PAGE)
+
+
+def test_the_digest_kernel_reads_when_it_runs_and_not_when_it_is_launched(calls: Calls) -> None:
+    data, out = calls.memory(PAGE), calls.memory(PAGE)
+    ctypes.memset(out, 0, PAGE)
+    _, function = calls.digest_kernel()
+    with calls.driver.stream() as raw:
+        stream = c_void_p(raw)
+        calls.driver.hold(True)
+        calls.driver.launch(raw, data, PAGE, 7, held=True)
+        assert calls.launch(function, stream, data, PAGE, PAGE, out) == 0
+        calls.driver.hold(False)
+        calls.ok("cuStreamSynchronize", stream)
+    assert struct.unpack("<2Q", ctypes.string_at(out, 16)) == digest(b"\x07" * PAGE)
+
+
+def test_an_unknown_kernel_and_an_image_that_is_no_code_are_refused(calls: Calls) -> None:
+    module, function = c_void_p(), c_void_p()
+    assert calls("cuModuleLoadData", byref(module), b"\x7fELF") == 200
+    for image, name in ((PTX, b"other"), (PTX.replace(b"rotator_digest", b"other"), b"rotator_digest")):
+        calls.ok("cuModuleLoadData", byref(module), image)
+        assert calls("cuModuleGetFunction", byref(function), module, name) == NOT_FOUND
+
+
+def test_kernels_and_events_of_another_device_are_refused(calls: Calls) -> None:
+    _, function = calls.digest_kernel()
+    event = calls.event()
+    data = calls.memory(PAGE)
+    with calls.driver.context(1):
+        stream = calls.stream()
+        assert calls.launch(function, stream, data, PAGE, PAGE, data) == INVALID_HANDLE
+        assert calls("cuEventRecord", event, stream) == INVALID_HANDLE
+        calls.ok("cuStreamDestroy_v2", stream)
+    calls.unmap(data, PAGE)
+
+
+def test_a_copy_within_the_device_moves_bytes_in_the_order_of_its_stream(calls: Calls) -> None:
+    source, target, stream = calls.memory(PAGE), calls.memory(PAGE), calls.stream()
+    calls.ok("cuMemsetD8Async", c_ulonglong(source), ctypes.c_ubyte(5), c_size_t(PAGE), stream)
+    calls.ok("cuMemcpyDtoDAsync_v2", c_ulonglong(target), c_ulonglong(source), c_size_t(PAGE), stream)
+    calls.ok("cuStreamSynchronize", stream)
+    assert ctypes.string_at(target, PAGE) == b"\x05" * PAGE
+    assert calls("cuMemcpyDtoDAsync_v2", c_ulonglong(target), c_ulonglong(16), c_size_t(PAGE), stream) == 1
+
+
+def test_a_wait_is_for_the_recording_that_was_there_when_it_was_queued(calls: Calls) -> None:
+    """A ring of two buffers records the same event again while waits for its first recording are still queued."""
+    event = calls.event()
+    with calls.driver.stream() as first, calls.driver.stream() as second:
+        calls.ok("cuEventRecord", event, c_void_p(first))
+        calls.ok("cuStreamWaitEvent", c_void_p(second), event, c_uint(0))
+        calls.driver.hold(True)
+        address = calls.memory(PAGE)
+        calls.driver.launch(first, address, PAGE, 1, held=True)
+        calls.ok("cuEventRecord", event, c_void_p(first))
+        assert calls("cuEventQuery", event) == NOT_READY
+        assert calls("cuStreamQuery", c_void_p(second)) == 0
+        calls.ok("cuStreamWaitEvent", c_void_p(second), event, c_uint(0))
+        assert calls("cuStreamQuery", c_void_p(second)) == NOT_READY
+        calls.driver.hold(False)
+        calls.ok("cuStreamSynchronize", c_void_p(second))
+        calls.ok("cuEventSynchronize", event)
+
+
+def test_priorities_have_a_range_and_a_stream_stays_within_it(calls: Calls) -> None:
+    least, greatest = c_int(), c_int()
+    calls.ok("cuCtxGetStreamPriorityRange", byref(least), byref(greatest))
+    assert least.value > greatest.value
+    for priority in (least.value, greatest.value, 99, -99):
+        calls.ok("cuStreamDestroy_v2", calls.stream(priority))
+
+
+def test_memory_unmapped_under_the_digest_kernel_is_an_illegal_address(child) -> None:  # type: ignore[no-untyped-def]
+    body = """
+data, out = calls.memory(PAGE), calls.memory(PAGE)
+_, function = calls.digest_kernel()
+with driver.stream() as stream:
+    driver.hold(True)
+    driver.launch(stream, data, PAGE, 1, held=True)
+    print(calls.launch(function, c_void_p(stream), data, PAGE, PAGE, out))
+    print(calls.unmap(out, PAGE))
+    driver.hold(False)
+    print(driver.synchronize())
+"""
+    assert in_child(child, body) == ["0", "0", str(ILLEGAL_ADDRESS)]
+
+
+def test_host_memory_unregistered_under_a_copy_is_an_illegal_address(child, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    box = SimulatedBox.create(tmp_path / "box", devices=1, copy_gib_s=1)
+    body = """
+data, host = calls.memory(PAGE), create_string_buffer(PAGE)
+calls.ok("cuMemHostRegister_v2", host, c_size_t(PAGE), c_uint(1))
+stream = calls.stream(-1)
+calls.ok("cuMemcpyDtoHAsync_v2", host, c_ulonglong(data), c_size_t(PAGE), stream)
+calls("cuMemHostUnregister", host)
+print(driver.synchronize())
+"""
+    assert in_child(child, body, **box.env()) == [str(ILLEGAL_ADDRESS)]
+
+
+def test_a_copy_from_memory_that_a_kernel_writes_is_torn(child, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    box = SimulatedBox.create(tmp_path / "box", devices=1, copy_gib_s=1)
+    body = """
+data, host = calls.memory(PAGE), create_string_buffer(PAGE)
+calls.ok("cuMemHostRegister_v2", host, c_size_t(PAGE), c_uint(1))
+with driver.stream() as writer:
+    driver.write_for(writer, data, PAGE, 200, 200)
+    copier = calls.stream()
+    calls.ok("cuMemcpyDtoHAsync_v2", host, c_ulonglong(data), c_size_t(PAGE), copier)
+    calls.ok("cuStreamSynchronize", copier)
+    print(host.raw[0] != host.raw[-1])
+    calls.ok("cuStreamSynchronize", c_void_p(writer))
+    print(string_at(data, PAGE) == bytes([200]) * PAGE)
+"""
+    assert in_child(child, body, **box.env()) == ["True", "True"]
+
+
+def test_on_unified_memory_pinned_pages_and_device_pages_come_out_of_one_pool(child, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    box = SimulatedBox.create(tmp_path / "box", devices=1, memory_bytes=1 << 30, integrated=True)
+    assert SimulatedBox.open(box.path) == box
+    body = """
+integrated, host = c_int(), create_string_buffer(40 * PAGE)
+calls.ok("cuDeviceGetAttribute", byref(integrated), c_int(18), c_int(0))
+print(integrated.value)
+address = calls.memory(32 * PAGE)
+print(calls("cuMemHostRegister_v2", host, c_size_t(40 * PAGE), c_uint(1)))
+print(calls("cuMemHostRegister_v2", host, c_size_t(32 * PAGE), c_uint(1)))
+print(driver.bytes_used() // PAGE)
+calls.ok("cuMemHostUnregister", host)
+print(driver.bytes_used() // PAGE)
+"""
+    assert in_child(child, body, **box.env()) == ["1", str(OUT_OF_MEMORY), "0", "64", "32"]
