@@ -68,6 +68,15 @@ class Memory(Protocol):
     def close(self) -> None: ...
 
 
+class _Pool:
+    """A torch pool that goes when we say so. torch asks a pool for its id only; frames and tracebacks that hold on to
+    this object must not keep the true one, whose end inside another region would abort the process."""
+
+    def __init__(self, held: Any) -> None:
+        self.held: Any = held
+        self.id: tuple[int, int] = held.id
+
+
 class TorchAllocator:
     """Regions, graph pools and sleep for torch. One at a time in a process: torch's functions serve one allocator."""
 
@@ -81,8 +90,8 @@ class TorchAllocator:
         self._trims = trim
         self._torch: Any = None
         self._functions: dict[str, Any] = {}
-        self._retired: list[Any] = []
-        self._graph_pool: Any = None
+        self._retired: list[_Pool] = []
+        self._graph_pool: _Pool | None = None
         self._nests: bool | None = None
         self._regions = threading.local()
         self._lock = threading.RLock()
@@ -108,22 +117,22 @@ class TorchAllocator:
         if mixed:
             self._check_tag("runtime")
         torch = self._open_torch()
-        pool = torch.cuda.MemPool(self._function(f"{tag}_mixed" if mixed else tag).allocator())
+        pool = _Pool(torch.cuda.MemPool(self._function(f"{tag}_mixed" if mixed else tag).allocator()))
         depth = getattr(self._regions, "depth", 0)
         try:
             with self._expandable.without_expandable_segments(), self._routed(torch, pool, depth):
                 yield
         finally:
             self._retired.append(pool)
-            del pool
             self.trim()
 
     @contextmanager
-    def _routed(self, torch: Any, pool: Any, depth: int) -> Iterator[None]:
+    def _routed(self, torch: Any, pool: _Pool, depth: int) -> Iterator[None]:
         self._regions.depth = depth + 1
         self._enter()
         try:
-            with torch.cuda.use_mem_pool(pool):
+            # A capture keeps the pools that it meets (torch 2.14), so it must meet the true one.
+            with torch.cuda.use_mem_pool(pool.held if torch.cuda.is_current_stream_capturing() else pool):
                 if depth:
                     self._check_nesting(torch, pool)
                 yield
@@ -141,7 +150,7 @@ class TorchAllocator:
         self._check_tag("cudagraph")
         torch = self._open_torch()
         if self._graph_pool is None:
-            self._graph_pool = torch.cuda.MemPool(self._function("cudagraph").allocator())
+            self._graph_pool = _Pool(torch.cuda.MemPool(self._function("cudagraph").allocator()))
         with self._expandable.without_expandable_segments():
             yield self._graph_pool.id
 
@@ -156,8 +165,10 @@ class TorchAllocator:
 
     def release_pools(self) -> None:
         """Let go of every pool, those of graphs too. Memory goes back as its tensors and graphs die. Safe to repeat."""
+        if self._graph_pool is not None:
+            self._retired.append(self._graph_pool)
+            self._graph_pool = None
         self._drop_retired()
-        self._graph_pool = None
         gc.collect()
         if self._torch is not None and self._torch.cuda.is_initialized():
             self._torch.cuda.empty_cache()
@@ -295,6 +306,8 @@ class TorchAllocator:
         # torch aborts the process when a pool goes while any thread allocates from one or captures.
         with self._lock:
             if self._busy == 0:
+                for pool in self._retired:
+                    pool.held = None
                 self._retired.clear()
 
     def _capture_begins(self) -> None:
@@ -320,12 +333,12 @@ class TorchAllocator:
         if tag in self.memory.asleep_tags():
             raise TagAsleep(f"{tag} is asleep: wake it before more is allocated under it")
 
-    def _check_nesting(self, torch: Any, pool: Any) -> None:
+    def _check_nesting(self, torch: Any, pool: _Pool) -> None:
         """Ask this torch which of two nested pools it uses: releases differ. The answer is asked for once."""
         if self._nests is None:
             probe = torch.empty(_PROBE_BYTES, dtype=torch.uint8, device="cuda")
             address = probe.data_ptr()
-            segments = ((segment["address"], segment["total_size"]) for segment in pool.snapshot())
+            segments = ((segment["address"], segment["total_size"]) for segment in pool.held.snapshot())
             self._nests = any(start <= address < start + size for start, size in segments)
         if not self._nests:
             raise NestedRegion(

@@ -127,6 +127,7 @@ class FakeTorch:
             synchronize=self._synchronize,
             empty_cache=self._empty_cache,
             current_device=lambda: 0,
+            is_current_stream_capturing=lambda: self.capturing > 0,
         )
         self.module: Any = SimpleNamespace(
             __version__=version,
@@ -154,8 +155,7 @@ class FakeTorch:
 
     @contextmanager
     def _use_mem_pool(self, pool: Any, device: Any = None) -> Iterator[None]:
-        entry = (threading.get_ident(), pool._state)
-        del pool  # as torch: only the pool's number is kept
+        entry = (threading.get_ident(), next(state for state in self.pools if state.id == pool.id))
         self.open.append(entry)
         try:
             yield

@@ -131,6 +131,29 @@ def test_no_pool_is_dropped_while_another_thread_is_in_a_region(make: Make) -> N
     assert bench.memory.nbytes("weights") == 0
 
 
+def test_an_error_that_is_kept_keeps_no_pool(make: Make) -> None:
+    bench = make()
+    kept: list[BaseException] = []
+    try:
+        with bench.allocator.region("weights"):
+            raise KeyError("the loader failed")
+    except KeyError as error:
+        kept.append(error)
+    with bench.allocator.region("kv_cache"):
+        kept.clear()
+    assert bench.torch.pools[0].dropped
+
+
+def test_a_refused_inner_region_leaves_the_outer_one_whole(make: Make) -> None:
+    bench = make(innermost=False)
+    with bench.allocator.region("runtime"):
+        with pytest.raises(NestedRegion), bench.allocator.region("kv_cache"):
+            pass
+        kept = bench.torch.empty(4 * MIB)
+    assert not bench.torch.aborted
+    assert kept.function == "rotator_malloc_runtime"
+
+
 def test_a_region_that_fails_ends_all_the_same(make: Make) -> None:
     bench = make()
     with pytest.raises(ZeroDivisionError), bench.allocator.region("weights"):
