@@ -264,16 +264,19 @@ class Bench:
     def _rest(self, idle: list[int], host_before: int) -> None:
         """What two sleeping engines leave on the GPUs and take on the host, and the copy floor of this machine now."""
         weights = sum(self.weights_bytes.values())
-        masters = 0
+        masters = {}
         if self.ours:
             ranks = [rank["host"] for e in self.engines.values() for rank in e.rpc("rotator_memory")]
-            masters = sum(int(rank["bytes_registered"]) for rank in ranks)
+            masters = {
+                "masters_over_weights": round(sum(int(rank["bytes_used"]) for rank in ranks) / weights, 4),
+                "registered_over_weights": round(sum(int(rank["bytes_registered"]) for rank in ranks) / weights, 4),
+            }
         left = [used - before for used, before in zip(vram_mib(), idle, strict=True)]
         rates = rates_gib_s(self.args.tp, 4.0, 8)
         per_gpu = max(self.weights_bytes.values()) / self.args.tp / GIB
         self.record(
             "rest", residue_mib=left, weights_gib=round(weights / GIB, 2),
-            masters_over_weights=round(masters / weights, 4),
+            **masters,
             host_used_gib=round((host_used_bytes() - host_before) / GIB, 2), floor_gib_s=[round(r, 2) for r in rates],
             floor_s=round(per_gpu / min(rates), 4),
         )  # fmt: skip
@@ -342,6 +345,7 @@ ROWS: list[tuple[str, Callable[[dict[str, Any]], bool], str]] = [
     ("prepare, s", lambda r: r["phase"] == "serve", "prepare_s"),
     ("host memory taken, GiB", lambda r: r["phase"] == "rest", "host_used_gib"),
     ("masters over weights", lambda r: r["phase"] == "rest", "masters_over_weights"),
+    ("registered over weights", lambda r: r["phase"] == "rest", "registered_over_weights"),
     ("cold start, s", lambda r: r["phase"] == "start", "seconds"),
 ]
 

@@ -86,8 +86,10 @@ class Engine:
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(30)
-        except (ProcessLookupError, subprocess.TimeoutExpired) as error:
-            print(f"stopping {self.name}: {error!r}", flush=True)
+        except ProcessLookupError:  # it and all that it started are gone already
+            return
+        except subprocess.TimeoutExpired:
+            print(f"{self.name} did not end within 30 s of SIGKILL", flush=True)
 
     def terminate(self, deadline_s: float) -> int | None:
         """Ask it to end. Returns its exit code, or None when it did not end in time."""
