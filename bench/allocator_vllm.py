@@ -1,4 +1,4 @@
-"""Our allocator beside stock's in real vLLM: two engines with dummy weights that take turns on the same GPUs.
+"""Our allocator beside stock's in real vLLM: two engines that take turns on the same GPUs.
 
     python -m bench.allocator_vllm --allocator both --tp 1 --layers 36 --eager --level 1 --cycles 20 \\
         --vllm-pythonpath /opt/vsite --limit-s 580
@@ -24,7 +24,7 @@ from typing import Any
 
 from bench import dummy_model
 from bench.allocator_floor import rates_gib_s
-from bench.vllm_engine import Answer, Engine, Load, environment, plugin_folder
+from bench.vllm_engine import REPOSITORY, Answer, Engine, Load, environment, plugin_folder
 
 WIDTHS = {"alpha": 25600, "beta": 25344}  # two sizes: dummy weights of equal shapes would be equal
 PROMPTS = {"alpha": "models take turns on the gpus", "beta": "one machine serves more models than fit"}
@@ -71,7 +71,7 @@ class Bench:
         plugin = plugin_folder(self.folder) if self.ours else None
         args = self.args
         arguments = [
-            "--load-format", "dummy", "--tensor-parallel-size", str(args.tp), "--max-model-len", "8192",
+            *([] if args.real_weights else ["--load-format", "dummy"]), "--tensor-parallel-size", str(args.tp), "--max-model-len", "8192",
             "--gpu-memory-utilization", str(args.util), *(["--enforce-eager"] if args.eager else []), *args.vllm_arg,
         ]  # fmt: skip
         engine = Engine(
@@ -371,10 +371,7 @@ def main() -> int:
         raise SystemExit("nvidia-smi is not here: this needs a machine with a GPU")
     folder = args.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {}
-    for name, width in WIDTHS.items():
-        vocabulary = dummy_model.describe(folder / name, layers=args.layers, intermediate=width)
-        weights[name] = dummy_model.weights_bytes(args.layers, width, vocabulary)
+    weights = {name: make_model(folder / name, args, seed) for seed, name in enumerate(WIDTHS, start=1)}
     kinds = ["stock", "rotator"] if args.allocator == "both" else [args.allocator]
     benches = []
     for number, kind in enumerate(kinds):
@@ -391,6 +388,18 @@ def main() -> int:
     return 1 if any(bench.problems for bench in benches if bench.ours) else 0
 
 
+def make_model(folder: Path, args: argparse.Namespace, seed: int) -> int:
+    """Returns the bytes of its weights, which are written only when they are to be read."""
+    width = WIDTHS[folder.name]
+    vocabulary = dummy_model.describe(folder, layers=args.layers, intermediate=width)
+    if args.real_weights:  # in a process of its own, so that none of the GPU stays taken
+        options = {"--layers": args.layers, "--intermediate": width, "--seed": seed}
+        flags = [str(part) for option in options.items() for part in option]
+        command = [sys.executable, "-m", "bench.dummy_model", str(folder), *flags]
+        subprocess.run(command, cwd=REPOSITORY, check=True, timeout=300)
+    return dummy_model.weights_bytes(args.layers, width, vocabulary)
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--allocator", choices=("stock", "rotator", "both"), default="both")
@@ -402,6 +411,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--level", type=int, choices=(1, 2), default=1)
     parser.add_argument("--cycles", type=int, default=20)
     parser.add_argument("--elastic", type=int, default=0, help="how many elastic swaps after the cycles")
+    parser.add_argument("--real-weights", action="store_true", help="random weights on disk; always so at level 2")
     parser.add_argument("--util", type=float, default=0.85, help="--gpu-memory-utilization of both engines")
     parser.add_argument("--serve-s", type=float, default=6.0)
     parser.add_argument("--auto-prepare", action="store_true", help="leave it to the plugin when masters are taken")
@@ -411,7 +421,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--vllm-pythonpath", default="")
     parser.add_argument("--vllm-arg", action="append", default=[])
     parser.add_argument("--folder", type=Path, default=Path("/tmp/allocator_vllm"))
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.real_weights = args.real_weights or args.level == 2  # vLLM does not reload dummy weights
+    return args
 
 
 if __name__ == "__main__":
