@@ -71,9 +71,11 @@ class Bench:
         plugin = plugin_folder(self.folder) if self.ours else None
         args = self.args
         arguments = [
-            *([] if args.real_weights else ["--load-format", "dummy"]), "--tensor-parallel-size", str(args.tp), "--max-model-len", "8192",
-            "--gpu-memory-utilization", str(args.util), *(["--enforce-eager"] if args.eager else []), *args.vllm_arg,
-        ]  # fmt: skip
+            *([] if args.real_weights else ["--load-format", "dummy"]),
+            *(["--enforce-eager"] if args.eager else []),
+            *f"--tensor-parallel-size {args.tp} --max-model-len 8192 --gpu-memory-utilization {args.util}".split(),
+            *args.vllm_arg,
+        ]
         engine = Engine(
             name, self.folder / name, args.port + len(self.engines), arguments,
             environment(args.vllm_pythonpath, plugin, settings), self.folder / f"{self.kind}-{name}.log",
