@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from ctypes import POINTER, c_char, c_char_p, c_double, c_int, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
@@ -164,17 +165,21 @@ _SIGNATURES: dict[str, list[type]] = {
 }
 
 
-def _package_folders() -> Iterator[Path]:
+def _folders() -> Iterator[Path]:
+    # Another build of the same libraries: one with a sanitizer, say.
+    named = os.environ.get("ROTATOR_ALLOCATOR_LIBRARIES")
+    if named:
+        yield Path(named).absolute()
     # An editable install keeps the sources where they are and puts what was built beside them on the import path.
     package = sys.modules["allocator"]
-    yield from (Path(folder) for folder in package.__path__)
-    yield from (Path(folder) / "allocator" for folder in sys.path if folder)
+    yield from (Path(folder) / "_lib" for folder in package.__path__)
+    yield from (Path(folder) / "allocator" / "_lib" for folder in sys.path if folder)
 
 
 def library_path(name: str) -> Path:
     """Where the built library `name` is. Raises LibraryMissing."""
-    for folder in _package_folders():
-        path = folder / "_lib" / name
+    for folder in _folders():
+        path = folder / name
         if path.is_file():
             return path
     raise LibraryMissing(f"{name} is not built: `pip install .` builds it")

@@ -82,6 +82,13 @@ SIM_EXPORT CUresult cuDeviceGetName(char* name, int length, CUdevice device) {
   return CUDA_SUCCESS;
 }
 
+SIM_EXPORT CUresult cuDeviceGetPCIBusId(char* id, int length, CUdevice device) {
+  SIM_CALL("cuDeviceGetPCIBusId");
+  SIM_CHECK(known(s, device), CUDA_ERROR_INVALID_DEVICE);
+  std::snprintf(id, length, "0000:%02X:00.0", s.visible[device] + 1);
+  return CUDA_SUCCESS;
+}
+
 SIM_EXPORT CUresult cuDeviceTotalMem_v2(std::size_t* nbytes, CUdevice device) {
   SIM_CALL("cuDeviceTotalMem");
   SIM_CHECK(known(s, device), CUDA_ERROR_INVALID_DEVICE);

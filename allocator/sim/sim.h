@@ -122,6 +122,8 @@ struct Sim {
   std::map<CUmemGenericAllocationHandle, Handle> handles;
   CUmemGenericAllocationHandle next_handle = 1;
   std::map<const char*, std::size_t> registered;
+  std::map<CUdeviceptr, std::size_t> plain;   // cuMemAlloc
+  std::map<void*, std::size_t> pinned;        // cuMemHostAlloc; also in `registered`
   std::set<CUstream> streams;
   std::vector<CUstream> by_priority;  // the same ones
   std::map<int, CUstream> default_streams;
@@ -138,6 +140,11 @@ using Lock = std::unique_lock<std::mutex>;
 // memory.cpp
 std::size_t granularity();
 bool accessible(CUdeviceptr address, std::size_t nbytes);
+CUresult create_memory(int device, std::size_t nbytes, CUmemGenericAllocationHandle& handle);
+void release_memory(CUmemGenericAllocationHandle handle);
+CUresult map_memory(CUdeviceptr address, CUmemGenericAllocationHandle handle);
+void open_memory(const std::vector<CUdeviceptr>& mappings);
+void unmap_memory(CUdeviceptr mapping);
 // copies.cpp
 Clock::duration device_time(std::size_t nbytes);
 // streams.cpp: all under the mutex

@@ -133,8 +133,11 @@ CUresult wait_for(Lock& lock, const std::function<bool()>& done) {
   }
 }
 
+static thread_local int capture_mode = 0;  // global; 1: this thread's captures alone; 2: none, at its own risk
+
 // A call that a capture forbids answers so and spoils every capture of the process.
 CUresult break_captures() {
+  if (capture_mode == kCaptureModeRelaxed) return CUDA_SUCCESS;
   bool capturing = false;
   for (CUstream stream : sim().streams) {
     if (!stream->capturing) continue;
@@ -278,6 +281,13 @@ SIM_EXPORT CUresult cuStreamIsCapturing(CUstream stream, int* status) {
   return CUDA_SUCCESS;
 }
 
+SIM_EXPORT CUresult cuThreadExchangeStreamCaptureMode(int* mode) {
+  SIM_CALL("cuThreadExchangeStreamCaptureMode");
+  SIM_CHECK(*mode >= 0 && *mode <= kCaptureModeRelaxed, CUDA_ERROR_INVALID_VALUE);
+  std::swap(*mode, capture_mode);
+  return CUDA_SUCCESS;
+}
+
 SIM_EXPORT CUresult cuEventCreate(CUevent* event, unsigned) {
   SIM_CALL("cuEventCreate");
   SIM_CHECK(current() != nullptr, CUDA_ERROR_INVALID_CONTEXT);
@@ -317,6 +327,7 @@ SIM_EXPORT CUresult cuCtxRecordEvent(CUcontext context, CUevent event) {
 SIM_EXPORT CUresult cuEventQuery(CUevent event) {
   SIM_CALL("cuEventQuery");
   SIM_CHECK(s.events.count(event) != 0, CUDA_ERROR_INVALID_HANDLE);
+  if (const CUresult broken = break_captures()) return broken;
   pump();
   SIM_CHECK(s.sticky == CUDA_SUCCESS, s.sticky);
   return s.events.at(event)->latest->pending == 0 ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;

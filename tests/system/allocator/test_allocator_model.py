@@ -30,6 +30,7 @@ class Model(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.driver = SimulatedDriver()
+        self.before = self.held()
         self.allocator = Allocator(slab_bytes=SLAB)
         self.contents: dict[Segment, bytes | None] = {}
         self.asleep: set[str] = set()
@@ -38,8 +39,10 @@ class Model(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.driver.set_faults()
         self.allocator.close()
-        assert [self.driver.bytes_used(i, own=True) for i in range(2)] == [0, 0]
-        assert self.driver.bytes_registered() == 0
+        assert self.held() == self.before
+
+    def held(self) -> list[int]:
+        return [*(self.driver.bytes_used(i, own=True) for i in range(2)), self.driver.bytes_registered()]
 
     def attempt(self, faults: str, operation, *arguments, **options):  # type: ignore[no-untyped-def]
         with self.driver.faults(faults):

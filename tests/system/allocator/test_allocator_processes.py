@@ -282,4 +282,4 @@ sys.exit(main())
     findings = json.loads(engine.rest())
     assert engine.process.returncode == 0
     assert (findings["cycles"], findings["leaked_bytes"], findings["content_ok"]) == (3, 0, True)
-    assert findings["faults_injected"] > 50
+    assert findings["faults_injected"] >= 40
