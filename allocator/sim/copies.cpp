@@ -171,16 +171,16 @@ SIM_EXPORT CUresult rotatorSimLaunch(CUstream stream, CUdeviceptr address, std::
   return enqueue(stream, std::move(op));
 }
 
-// A kernel that writes for so long: whenever anybody asks the driver anything, `last` and its complement in turn, so
-// that whoever looks twice sees two things and either may be what is there in the end. `last` when it ends.
+// A kernel that writes for so long: whenever anybody asks the driver anything, `last` and something else in turn, so
+// that whoever looks twice sees two things, one of which may be what is there in the end. `last` when it ends.
 SIM_EXPORT CUresult rotatorSimWriter(CUstream stream, CUdeviceptr address, std::size_t nbytes, int last,
                                      unsigned duration_ms) {
   SIM_CALL("rotatorSimLaunch");
   stream = stream_or_default(stream);
   SIM_CHECK(stream != nullptr, CUDA_ERROR_INVALID_HANDLE);
   Op op;
-  const auto odd = std::make_shared<bool>(false);
-  op.always = [=] { return fill(address, (*odd = !*odd) ? ~last & 0xFF : last, nbytes); };
+  const auto looks = std::make_shared<int>(0);
+  op.always = [=] { return fill(address, ++*looks % 2 == 0 ? last : (last + 1 + *looks / 2) & 0xFF, nbytes); };
   op.effect = [=] { return fill(address, last, nbytes); };
   op.touches[0] = {address, nbytes};
   op.cost = std::chrono::milliseconds(duration_ms);
