@@ -171,16 +171,19 @@ SIM_EXPORT CUresult rotatorSimLaunch(CUstream stream, CUdeviceptr address, std::
   return enqueue(stream, std::move(op));
 }
 
-// A kernel that writes for so long: whenever anybody asks the driver anything, `last` and something else in turn, so
-// that whoever looks twice sees two things, one of which may be what is there in the end. `last` when it ends.
+// A kernel that writes for so long: whenever anybody asks the driver anything, `last` or something else, at
+// random, so that whoever looks twice sees two things, one of which may be what is there in the end. `last` when it ends.
 SIM_EXPORT CUresult rotatorSimWriter(CUstream stream, CUdeviceptr address, std::size_t nbytes, int last,
                                      unsigned duration_ms) {
   SIM_CALL("rotatorSimLaunch");
   stream = stream_or_default(stream);
   SIM_CHECK(stream != nullptr, CUDA_ERROR_INVALID_HANDLE);
   Op op;
-  const auto looks = std::make_shared<int>(0);
-  op.always = [=] { return fill(address, ++*looks % 2 == 0 ? last : (last + 1 + *looks / 2) & 0xFF, nbytes); };
+  const auto draw = std::make_shared<uint32_t>(static_cast<uint32_t>(last));
+  op.always = [=] {
+    *draw = *draw * 1664525u + 1013904223u;
+    return fill(address, *draw >> 31 != 0 ? last : static_cast<int>(*draw >> 16 & 0xFF), nbytes);
+  };
   op.effect = [=] { return fill(address, last, nbytes); };
   op.touches[0] = {address, nbytes};
   op.cost = std::chrono::milliseconds(duration_ms);
