@@ -12,41 +12,8 @@
 
 namespace rotator {
 
-// More gains nothing: one copy of this size is as fast as the link.
-static constexpr std::size_t kCopyMax = 512u << 20;
 // How long a sleep waits for other processes to give masters back that they can spare.
 static constexpr std::chrono::milliseconds kAskWait{2000}, kAskStep{10};
-
-void Copies::add(CUdeviceptr address, unsigned char* host, std::size_t nbytes) {
-  if (!pieces_.empty()) {
-    Piece& last = pieces_.back();
-    if (last.address + last.nbytes == address && last.host + last.nbytes == host) {
-      last.nbytes += nbytes;
-      return;
-    }
-  }
-  pieces_.push_back({address, host, nbytes});
-}
-
-void Copies::queue(const Piece& piece) {
-  const CUstream stream = device_.copies[next_++ % kCopyStreams].get();
-  if (direction_ == Direction::kToHost) {
-    RA_TRY(device_.driver, MemcpyDtoHAsync, piece.host, piece.address, piece.nbytes, stream);
-  } else {
-    RA_TRY(device_.driver, MemcpyHtoDAsync, piece.address, piece.host, piece.nbytes, stream);
-  }
-}
-
-void Copies::flush() {
-  for (Piece piece : pieces_) {
-    while (piece.nbytes != 0) {
-      const std::size_t run = arena_.run_bytes(piece.host, std::min(piece.nbytes, kCopyMax));
-      queue({piece.address, piece.host, run});
-      piece = {piece.address + run, piece.host + run, piece.nbytes - run};
-    }
-  }
-  pieces_.clear();
-}
 
 Bounce::Bounce(const Device& device, std::size_t chunk_bytes)
     : device_(device), chunk_bytes_(round_up(chunk_bytes, 4096)) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "csrc/api.h"
+#include "csrc/copies.h"
 #include "csrc/segments.h"
 
 namespace rotator {
@@ -16,32 +17,6 @@ struct MasterOptions {
   bool use_digest = true;
   HostOptions host;
   std::string spill_directory;  // empty: none
-};
-
-// Bytes from device to host or back, neighbours joined, spread over the device's copy streams.
-class Copies {
- public:
-  enum class Direction { kToHost, kToDevice };
-  Copies(Device& device, const HostArena& arena, Direction direction)
-      : device_(device), arena_(arena), direction_(direction) {}
-
-  void add(CUdeviceptr address, unsigned char* host, std::size_t nbytes);
-  // Queues what was added. With the context current. Throws Error: the driver's.
-  void flush();
-
- private:
-  struct Piece {
-    CUdeviceptr address;
-    unsigned char* host;
-    std::size_t nbytes;
-  };
-  void queue(const Piece& piece);
-
-  Device& device_;
-  const HostArena& arena_;
-  const Direction direction_;
-  std::vector<Piece> pieces_;
-  std::size_t next_ = 0;
 };
 
 // Registered host memory through which masters pass on their way to and from the disk.

@@ -28,7 +28,7 @@ void Stream::close() noexcept {
   stream_ = nullptr;
 }
 
-Device::Device(const Driver& table, int number) : driver(table), index(number), digest(driver) {
+Device::Device(const Driver& table, int number) : driver(table), index(number), digest(driver), copy_kernel(driver) {
   RA_TRY(driver, DeviceGet, &handle, number);
   RA_TRY(driver, DeviceTotalMem, &total_bytes, handle);
   prop = allocation_prop(driver, handle);
@@ -55,6 +55,8 @@ void Device::open() {
   disk.open(driver, highest);
   background.open(driver, lowest);
   digest.load();
+  if (attribute(driver, handle, CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM, 0) != 0)
+    copy_kernel.load();
 }
 
 void Device::close() noexcept {
@@ -64,6 +66,7 @@ void Device::close() noexcept {
     fill.close();
     disk.close();
     digest.unload();
+    copy_kernel.unload();
     background.close();
   }
   driver.DevicePrimaryCtxRelease(handle);

@@ -54,6 +54,7 @@ class Device {
   Stream disk;        // copies of masters that come from the spill directory
   Stream background;  // the lowest priority: masters taken while the engine serves
   DigestKernel digest;
+  CopyKernel copy_kernel;  // loaded only where kernels can read registered host memory
   std::size_t total_bytes = 0;
   std::size_t granularity = 0;
   int numa_node = -1;
