@@ -1,6 +1,6 @@
 """Masters taken while the engine serves: never torn, never in anybody's way, and worth nothing once content changed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -211,11 +211,11 @@ print(json.dumps([called, seconds[1.0], seconds[0.25]]))
 
 
 @pytest.fixture
-def slow_link(child: Callable[..., object], tmp_path) -> Iterator[list[float]]:  # type: ignore[no-untyped-def]
+def slow_link(child: Callable[..., object], tmp_path) -> list[float]:  # type: ignore[no-untyped-def]
     import json
 
     box = SimulatedBox.create(tmp_path / "box", devices=1, copy_gib_s=50)
-    yield json.loads(child(SLOW_LINK, **box.env()).rest())  # type: ignore[attr-defined]
+    return json.loads(child(SLOW_LINK, **box.env()).rest())  # type: ignore[attr-defined]
 
 
 def test_the_start_returns_at_once_and_the_link_is_taken_for_its_share_of_the_time(slow_link: list[float]) -> None:
