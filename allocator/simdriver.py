@@ -91,7 +91,7 @@ class SimulatedDriver:
         return int(self.library.rotatorSimLaunch(stream, address, nbytes, value, held))
 
     def write_for(self, stream: int | None, address: int, nbytes: int, last: int, duration_ms: int) -> int:
-        """A kernel that writes `last` and its complement in turn whenever anybody looks, and `last` at its end."""
+        """A kernel that writes `last` or something else whenever anybody looks, and `last` at its end."""
         return int(self.library.rotatorSimWriter(stream, address, nbytes, last, duration_ms))
 
     @contextmanager

@@ -11,22 +11,20 @@
 
 namespace sim {
 
-constexpr int kToDevice = 0, kToHost = 1;
-
 static Clock::duration time_at(double gib_s, std::size_t nbytes) {
   if (gib_s <= 0) return {};
   const double shown_gib = static_cast<double>(nbytes) * static_cast<double>(sim().box->config().scale) / (1u << 30);
   return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(shown_gib / gib_s));
 }
 
-static Clock::duration link_time(std::size_t nbytes) { return time_at(sim().box->config().copy_gib_s, nbytes); }
+Clock::duration link_time(std::size_t nbytes) { return time_at(sim().box->config().copy_gib_s, nbytes); }
 
 // What stays on the device: it costs the device's own time and leaves the link alone.
 Clock::duration device_time(std::size_t nbytes) { return time_at(sim().box->config().device_gib_s, nbytes); }
 
 static void* at(CUdeviceptr address) { return reinterpret_cast<void*>(address); }
 
-static bool is_registered(const void* data, std::size_t nbytes) {
+bool is_registered(const void* data, std::size_t nbytes) {
   const auto* start = static_cast<const char*>(data);
   auto it = sim().registered.upper_bound(start);
   if (it == sim().registered.begin()) return false;
@@ -37,6 +35,12 @@ static bool is_registered(const void* data, std::size_t nbytes) {
 // A copy that begins in one registration and ends beyond it is refused, as by a GPU's driver (580, 2026-11-21).
 static bool leaves_registration(const void* data, std::size_t nbytes) {
   return is_registered(data, 1) && !is_registered(data, nbytes);
+}
+
+// Memory that was given back is cleared by the engine that also copies to the device, after the fact.
+void engine_clears(int device, std::size_t nbytes) {
+  Clock::time_point& engine = sim().links[device][kToDevice];
+  engine = std::max(engine, Clock::now()) + time_at(sim().box->config().clear_gib_s, nbytes);
 }
 
 static CUresult move(void* to, const void* from, CUdeviceptr device_side, std::size_t nbytes) {
@@ -171,16 +175,19 @@ SIM_EXPORT CUresult rotatorSimLaunch(CUstream stream, CUdeviceptr address, std::
   return enqueue(stream, std::move(op));
 }
 
-// A kernel that writes for so long: whenever anybody asks the driver anything, `last` and its complement in turn, so
-// that whoever looks twice sees two things and either may be what is there in the end. `last` when it ends.
+// A kernel that writes for so long: whenever anybody asks the driver anything, `last` or something else, at
+// random, so that whoever looks twice sees two things, one of which may be what is there in the end. `last` when it ends.
 SIM_EXPORT CUresult rotatorSimWriter(CUstream stream, CUdeviceptr address, std::size_t nbytes, int last,
                                      unsigned duration_ms) {
   SIM_CALL("rotatorSimLaunch");
   stream = stream_or_default(stream);
   SIM_CHECK(stream != nullptr, CUDA_ERROR_INVALID_HANDLE);
   Op op;
-  const auto odd = std::make_shared<bool>(false);
-  op.always = [=] { return fill(address, (*odd = !*odd) ? ~last & 0xFF : last, nbytes); };
+  const auto draw = std::make_shared<uint32_t>(static_cast<uint32_t>(last));
+  op.always = [=] {
+    *draw = *draw * 1664525u + 1013904223u;
+    return fill(address, *draw >> 31 != 0 ? last : static_cast<int>(*draw >> 16 & 0xFF), nbytes);
+  };
   op.effect = [=] { return fill(address, last, nbytes); };
   op.touches[0] = {address, nbytes};
   op.cost = std::chrono::milliseconds(duration_ms);

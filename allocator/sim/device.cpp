@@ -103,6 +103,7 @@ SIM_EXPORT CUresult cuDeviceGetAttribute(int* value, int attribute, CUdevice dev
     case CU_DEVICE_ATTRIBUTE_INTEGRATED: *value = s.box->config().integrated; break;
     case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: *value = s.box->config().capability_major; break;
     case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: *value = s.box->config().capability_minor; break;
+    case CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM: *value = 1; break;
     case CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED: *value = 1; break;
     case CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED: *value = 1; break;
     case CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID: *value = 0; break;

@@ -68,6 +68,7 @@ static void forget_when_unused(CUmemGenericAllocationHandle name) {
   fallocate(memory.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(handle.offset),
             static_cast<off_t>(handle.nbytes));
   memory.ranges.give(handle.offset, handle.nbytes);
+  engine_clears(handle.device, handle.nbytes);
   s.box->give(handle.device, handle.nbytes);
   s.handles.erase(name);
 }

@@ -39,6 +39,7 @@ struct CUmod_st {
 
 struct CUfunc_st {
   CUmodule module;
+  std::string name;
 };
 
 struct CUevent_st {
@@ -130,7 +131,7 @@ struct Sim {
   std::map<CUevent, std::unique_ptr<CUevent_st>> events;
   std::list<std::unique_ptr<CUmod_st>> modules;
   std::list<std::unique_ptr<CUfunc_st>> functions;
-  std::map<int, std::array<Clock::time_point, 2>> links;  // to the device, to the host
+  std::map<int, std::array<Clock::time_point, 3>> links;  // copies to the device, to the host; kernels that read the host
   bool hold = false;
 };
 
@@ -146,7 +147,11 @@ CUresult map_memory(CUdeviceptr address, CUmemGenericAllocationHandle handle);
 void open_memory(const std::vector<CUdeviceptr>& mappings);
 void unmap_memory(CUdeviceptr mapping);
 // copies.cpp
+constexpr int kToDevice = 0, kToHost = 1, kByKernel = 2;  // of `links`
+Clock::duration link_time(std::size_t nbytes);
 Clock::duration device_time(std::size_t nbytes);
+bool is_registered(const void* data, std::size_t nbytes);
+void engine_clears(int device, std::size_t nbytes);
 // streams.cpp: all under the mutex
 CUcontext current();
 CUstream stream_or_default(CUstream stream);

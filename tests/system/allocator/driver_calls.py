@@ -24,6 +24,7 @@ class Calls:
 
     def __init__(self, driver: SimulatedDriver) -> None:
         self.driver, self.library = driver, driver.library
+        self.held: dict[int, int] = {}
 
     def __call__(self, name: str, *arguments: object) -> int:
         return int(getattr(self.library, name)(*arguments))
@@ -39,9 +40,15 @@ class Calls:
         self.ok("cuMemMap", address, c_size_t(nbytes), c_size_t(0), handle, c_ulonglong(0))
         self.ok("cuMemSetAccess", address, c_size_t(nbytes), byref(access), c_size_t(1))
         self.ok("cuMemRelease", handle)  # the mapping keeps it, and it goes with the mapping
+        self.held[address.value] = nbytes
         return address.value
 
+    def close(self) -> None:
+        for address, nbytes in list(self.held.items()):
+            self.unmap(address, nbytes)
+
     def unmap(self, address: int, nbytes: int) -> int:
+        self.held.pop(address, None)
         return self("cuMemUnmap", c_ulonglong(address), c_size_t(nbytes))
 
     def stream(self, priority: int = 0) -> c_void_p:

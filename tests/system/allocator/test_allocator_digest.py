@@ -89,8 +89,7 @@ class Kernel:
         return list(struct.unpack(f"<{words}Q", ctypes.string_at(self.out, 8 * words)))
 
     def close(self) -> None:
-        self.calls.unmap(self.data, PAGE)
-        self.calls.unmap(self.out, PAGE)
+        self.calls.close()
         self.calls.ok("cuModuleUnload", self.module)
 
 
