@@ -185,8 +185,6 @@ SpillStore::Store::~Store() {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     closing_ = true;
-    for (const Ticket& request : queue_) request->error = ECANCELED;
-    queue_.clear();
   }
   work_.notify_all();
   for (auto& worker : workers_) worker.join();
@@ -215,6 +213,7 @@ int SpillStore::Store::move(bool is_write, unsigned char* data, std::size_t nbyt
     const ssize_t moved = is_write ? options.calls.write(fd_, data + done, nbytes - done, at)
                                    : options.calls.read(fd_, data + done, nbytes - done, at);
     if (moved < 0 && errno == EINTR) continue;
+    // Refused as a whole, or as the unaligned rest of a short transfer.
     if (moved < 0 && errno == EINVAL && was_direct) {
       make_buffered();
       continue;
@@ -222,8 +221,6 @@ int SpillStore::Store::move(bool is_write, unsigned char* data, std::size_t nbyt
     if (moved < 0) return errno;
     if (moved == 0) return is_write ? ENOSPC : kEndOfFile;
     done += static_cast<std::size_t>(moved);
-    // The rest of a short transfer begins where a direct one may not.
-    if (done < nbytes && done % kBlock != 0 && direct) make_buffered();
   }
   if (!direct) forget_pages(is_write, offset, nbytes);
   return 0;
