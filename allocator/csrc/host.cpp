@@ -18,7 +18,7 @@ namespace rotator {
 static constexpr std::size_t kPage = 4096;
 static constexpr std::size_t kHugePage = 2u << 20;
 static constexpr std::size_t kBlockAlign = 64;  // a copy engine's favourite; costs at most 63 bytes a segment
-static constexpr std::size_t kPiece = 16u << 20;       // one prefault call: the process's mappings are locked for so long
+static constexpr std::size_t kPiece = 16u << 20;       // one prefault call, for which the process's mappings are locked
 static constexpr std::size_t kCheckBytes = 64u << 20;  // free memory is looked at again after so much
 static constexpr std::size_t kProbeMax = 64u << 20;    // a memlock limit above this is met, not probed
 static constexpr int kPopulateWrite = 23;              // MADV_POPULATE_WRITE, Linux 5.14
@@ -194,7 +194,8 @@ void HostArena::check_memlock(const Device& device, std::size_t nbytes) {
   // What the driver does not let go of is leaked rather than unmapped under it.
   if (!pinned || device.driver.MemHostUnregister(data) == CUDA_SUCCESS) munmap(data, size);
   memlock_free_ = pinned;
-  if (!pinned) refuse(HostLimit::kMemlock, nbytes, limit - std::min(limit, registered), advice_for(HostLimit::kMemlock));
+  if (pinned) return;
+  refuse(HostLimit::kMemlock, nbytes, limit - std::min(limit, registered), advice_for(HostLimit::kMemlock));
 }
 
 // Small pieces taken in turn: threads end together, and memory that others take meanwhile is noticed before the kernel
@@ -205,7 +206,8 @@ void HostArena::prefault(unsigned char* data, std::size_t nbytes, bool backgroun
   auto work = [&](bool low) {
     if (low) setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), kNice);
     for (std::size_t at; failed == 0 && (at = next.fetch_add(kPiece)) < nbytes;) {
-      if (at % kCheckBytes == 0 && at != 0 && host_limits(options_.limits_root).room().bytes < nbytes - at) failed = ENOMEM;
+      const bool look = at != 0 && at % kCheckBytes == 0;
+      if (look && host_limits(options_.limits_root).room().bytes < nbytes - at) failed = ENOMEM;
       else if (const int error = populate(data + at, std::min(kPiece, nbytes - at))) failed = error;
     }
   };

@@ -53,7 +53,8 @@ void State::reserve_blocks(std::vector<Copy>& copies) {
   for (Copy& copy : copies) {
     if (!copy.fresh) continue;
     ContextScope scope(copy.segment->pool->device);
-    copy.segment->master = Master{arena_.take_or_grow(copy.segment->pool->device, copy.segment->nbytes), false, std::nullopt};
+    const HostBlock block = arena_.take_or_grow(copy.segment->pool->device, copy.segment->nbytes);
+    copy.segment->master = Master{block, false, std::nullopt};
   }
 }
 

@@ -34,19 +34,26 @@ FileCalls file_calls() { return {pread, pwrite, fallocate}; }
 
 static bool is_aligned(const void* data) { return reinterpret_cast<std::uintptr_t>(data) % kBlock == 0; }
 
+static void add_block(Digest& sum, uint64_t (&key)[4], const unsigned char* block) {
+  uint64_t word[2];
+  std::memcpy(word, block, kDigestBlock);
+  sum.words[0] += digest_fold(word[0] ^ key[0], word[1] ^ key[1]);
+  sum.words[1] += digest_fold(word[0] ^ key[2], word[1] ^ key[3]);
+  for (int i = 0; i < 4; ++i) key[i] += kDigestStep[i];
+}
+
 // The digest's terms are sums over blocks keyed by their position, so parts may be summed in any order and anywhere.
 static Digest digest_part(const unsigned char* data, std::size_t nbytes, std::size_t offset) {
   const uint64_t first = offset / kDigestBlock;
   uint64_t key[4];
   for (int i = 0; i < 4; ++i) key[i] = kDigestStart[i] + first * kDigestStep[i];
   Digest sum;
-  for (std::size_t at = 0; at < nbytes; at += kDigestBlock) {
-    uint64_t word[2] = {0, 0};
-    std::memcpy(word, data + at, std::min(nbytes - at, kDigestBlock));
-    sum.words[0] += digest_fold(word[0] ^ key[0], word[1] ^ key[1]);
-    sum.words[1] += digest_fold(word[0] ^ key[2], word[1] ^ key[3]);
-    for (int i = 0; i < 4; ++i) key[i] += kDigestStep[i];
-  }
+  const std::size_t whole = nbytes - nbytes % kDigestBlock;
+  for (std::size_t at = 0; at < whole; at += kDigestBlock) add_block(sum, key, data + at);
+  if (whole == nbytes) return sum;
+  unsigned char last[kDigestBlock] = {};
+  std::memcpy(last, data + whole, nbytes - whole);
+  add_block(sum, key, last);
   return sum;
 }
 

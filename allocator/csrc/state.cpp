@@ -7,7 +7,9 @@
 namespace rotator {
 
 State::State(Driver driver, const ra_config& config)
-    : driver_(driver), config_(config), arena_({config.host_budget_bytes, config.prefault_threads, std::size_t{1} << 30, {}, {}}) {}
+    : driver_(driver),
+      config_(config),
+      arena_({config.host_budget_bytes, config.prefault_threads, std::size_t{1} << 30, {}, {}}) {}
 
 State::~State() {
   // Kernels may still run on what goes away now.

@@ -25,8 +25,8 @@ static std::string budget_of(uint64_t nbytes) {
 }
 
 TEST("budget", "a file that is absent, garbage or beside a folder that cannot be written is a clear error") {
-  CHECK(error_of([] { SharedBudget(folder() + "/absent"); }).code == RA_BUDGET_FILE);
-  CHECK(error_of([] { SharedBudget(folder() + "/absent"); }).message.find("rotator-host-budget 1") != std::string::npos);
+  const rotator::Error absent = error_of([] { SharedBudget(folder() + "/absent"); });
+  CHECK(absent.code == RA_BUDGET_FILE && absent.message.find("rotator-host-budget 1") != std::string::npos);
   for (const char* text : {"", "\n", "hello\n", "rotator-host-budget 2 5\n", "rotator-host-budget 1 x\n",
                            "rotator-host-budget 1 12"})
     CHECK(error_of([&] { SharedBudget(write_file("garbage", text)); }).code == RA_BUDGET_FILE);

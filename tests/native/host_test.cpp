@@ -278,7 +278,7 @@ class Oracle {
  public:
   Oracle(const std::string& root, std::function<std::string()> available_kib)
       : first_(write_file(root + "/proc/self/status", "")), second_(write_file(root + "/proc/meminfo", "")) {
-    for (const std::string& path : {first_, second_}) CHECK(unlink(path.c_str()) == 0 && mkfifo(path.c_str(), 0600) == 0);
+    for (const char* path : {first_.c_str(), second_.c_str()}) CHECK(unlink(path) == 0 && mkfifo(path, 0600) == 0);
     thread_ = std::thread([this, available_kib] {
       for (;;) {
         close(open(first_.c_str(), O_WRONLY));

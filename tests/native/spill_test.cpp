@@ -40,7 +40,8 @@ class Content {
   explicit Content(std::size_t nbytes, unsigned seed = 1, std::size_t skew = 0) : nbytes_(nbytes) {
     room_.reset(static_cast<unsigned char*>(std::aligned_alloc(4096, (nbytes + skew + 8191) / 4096 * 4096)), std::free);
     data_ = room_.get() + skew;
-    for (std::size_t i = 0; i < nbytes; ++i) data_[i] = static_cast<unsigned char>((seed * 37 + i * 11 + i / 251) % 253);
+    for (std::size_t i = 0; i < nbytes; ++i)
+      data_[i] = static_cast<unsigned char>((seed * 37 + i * 11 + i / 251) % 253);
   }
   unsigned char* data() const { return data_; }
   std::size_t size() const { return nbytes_; }
@@ -78,8 +79,8 @@ static uint64_t bytes_on_disk() {
 
 TEST("spill", "what is written reads back, whatever its size and wherever its memory lies") {
   SpillStore store(options());
-  for (const std::size_t nbytes : {std::size_t{0}, std::size_t{1}, std::size_t{4095}, std::size_t{4096}, std::size_t{4097},
-                                   kChunk - 1, kChunk, kChunk + 1, 7 * kChunk + 123})
+  const std::size_t sizes[] = {0, 1, 4095, 4096, 4097, kChunk - 1, kChunk, kChunk + 1, 7 * kChunk + 123};
+  for (const std::size_t nbytes : sizes)
     for (const std::size_t skew : {0, 64}) {
       const Content written(nbytes, static_cast<unsigned>(nbytes), skew), read(nbytes, 0, 64 - skew);
       const SpillSlot slot = put(store, written);
