@@ -206,7 +206,7 @@ class TorchAllocator:
 
     def prepare(self, tags: Iterable[Tag] | None = None, *, wait: bool = True) -> SleepReport | None:
         """Take masters ahead of the first sleep, see `Allocator.prepare`. `wait=False` returns at once with None."""
-        return self.memory.prepare(tags) if wait else self.memory.prepare(tags, wait=False)
+        return self.memory.prepare(tags, wait=True) if wait else self.memory.prepare(tags, wait=False)
 
     def prepare_status(self) -> PrepareStatus:
         return self.memory.prepare_status()
