@@ -6,6 +6,7 @@ import ctypes
 import os
 from collections.abc import Callable, Iterable
 from types import TracebackType
+from typing import Literal, overload
 
 from allocator import _native, errors
 from allocator.values import (
@@ -198,6 +199,10 @@ class Allocator:
             gib_s=copied / report.seconds / (1 << 30) if report.seconds > 0 else 0.0,
         )
 
+    @overload
+    def prepare(self, tags: Iterable[Tag] | None = None, *, wait: Literal[True] = True) -> SleepReport: ...
+    @overload
+    def prepare(self, tags: Iterable[Tag] | None = None, *, wait: bool) -> SleepReport | None: ...
     def prepare(self, tags: Iterable[Tag] | None = None, *, wait: bool = True) -> SleepReport | None:
         """Take masters of awake tags (by default those that level 1 keeps) ahead of a sleep.
 

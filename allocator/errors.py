@@ -11,7 +11,10 @@ AllocatorError
  │   ├─ ForeignPointer   free, read or write of what is no live segment
  │   ├─ InvalidSize      zero bytes, more than the device has, or past the end of a segment
  │   ├─ Capturing        a graph capture is running
- │   └─ Registered       sleep of memory that is registered for IPC or RDMA, or unpin of what is not
+ │   ├─ Registered       sleep of memory that is registered for IPC or RDMA, or unpin of what is not
+ │   └─ NestedRegion     this torch would put an inner region's tensors under the outer one's tag
+ ├─ TorchUnsupported     this torch, or how it was started, cannot route allocations soundly
+ ├─ PluginRefused        the vLLM plugin would not be sound here, so the engine does not start
  ├─ OutOfMemory          the device has too little room: says how much is wanted and how much is free
  ├─ HostMemoryExhausted  the masters fit neither host memory (or its budget) nor the spill directory
  ├─ BudgetFileError      the file of the shared host budget is absent, cannot be written, or is no budget
@@ -78,6 +81,18 @@ class Capturing(UsageError):
 
 
 class Registered(UsageError):
+    pass
+
+
+class NestedRegion(UsageError):
+    pass
+
+
+class TorchUnsupported(AllocatorError):
+    pass
+
+
+class PluginRefused(AllocatorError):
     pass
 
 

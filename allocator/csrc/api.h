@@ -163,8 +163,15 @@ RA_EXPORT int ra_host_memory(ra_allocator* allocator, ra_host_usage* usage);
 // What the driver says of a whole device, all processes together.
 RA_EXPORT int ra_device_memory(ra_allocator* allocator, int device, uint64_t* free, uint64_t* total, ra_error* error);
 
-// torch's pluggable allocator. They serve the allocator given to ra_torch_bind, under the tag of the calling thread.
+// torch's pluggable allocator. Its functions serve the one allocator given to ra_torch_bind (another one is refused with
+// RA_INTERNAL until the first is closed): each under its own tag, rotator_malloc under the calling thread's.
 RA_EXPORT int ra_torch_bind(ra_allocator* allocator);
 RA_EXPORT int ra_torch_tag(int tag);
 RA_EXPORT void* rotator_malloc(ssize_t nbytes, int device, void* stream);
+RA_EXPORT void* rotator_malloc_weights(ssize_t nbytes, int device, void* stream);
+RA_EXPORT void* rotator_malloc_kv_cache(ssize_t nbytes, int device, void* stream);
+RA_EXPORT void* rotator_malloc_kv_cache_mixed(ssize_t nbytes, int device, void* stream);  // small segments are runtime
+RA_EXPORT void* rotator_malloc_runtime(ssize_t nbytes, int device, void* stream);
+RA_EXPORT void* rotator_malloc_workspace(ssize_t nbytes, int device, void* stream);
+RA_EXPORT void* rotator_malloc_cudagraph(ssize_t nbytes, int device, void* stream);
 RA_EXPORT void rotator_free(void* address, ssize_t nbytes, int device, void* stream);

@@ -32,12 +32,14 @@ class Copies {
   CUstream next_stream() { return device_.copies[next_++ % kCopyStreams].get(); }
   void queue(const Piece& piece);
   void queue_by_kernel(const Piece& piece);
+  void queue_parts(Piece piece);
   bool engine_is_busy(Piece& piece);
 
   Device& device_;
   const HostArena& arena_;
   const Direction direction_;
   bool by_kernel_;  // until the engine was seen free
+  bool probed_ = false;
   std::vector<Piece> pieces_;
   std::size_t next_ = 0;
 };

@@ -1,6 +1,5 @@
-// The C boundary: one mutex around every call, Error turned into the caller's ra_error, and torch's two functions.
+// The C boundary: one mutex around every call, and Error turned into the caller's ra_error.
 #include <algorithm>
-#include <atomic>
 #include <cstdio>
 #include <cstring>
 #include <mutex>
@@ -9,6 +8,7 @@
 #include "csrc/background.h"
 #include "csrc/error.h"
 #include "csrc/state.h"
+#include "csrc/torch.h"
 
 using rotator::Background;
 using rotator::Error;
@@ -83,11 +83,8 @@ int ra_open(const char* driver_path, const ra_config* config, ra_allocator** out
   });
 }
 
-static std::atomic<ra_allocator*> torch_allocator{nullptr};
-
 int ra_close(ra_allocator* allocator, ra_error* error) {
-  ra_allocator* bound = allocator;
-  torch_allocator.compare_exchange_strong(bound, nullptr);
+  rotator::torch_unbind(allocator);
   return guarded(error, [&] { delete allocator; });
 }
 
@@ -183,31 +180,4 @@ int ra_host_memory(ra_allocator* allocator, ra_host_usage* usage) {
 
 int ra_device_memory(ra_allocator* allocator, int device, uint64_t* free, uint64_t* total, ra_error* error) {
   return locked(allocator, error, [&](State& state) { state.device_memory(device, *free, *total); });
-}
-
-// torch passes no context to its pluggable allocator, so the one it serves is bound here; the tag is the thread's,
-// as is torch's routing to a pool.
-static thread_local int torch_tag = RA_WEIGHTS;
-
-int ra_torch_bind(ra_allocator* allocator) {
-  torch_allocator = allocator;
-  return RA_OK;
-}
-
-int ra_torch_tag(int tag) { return std::exchange(torch_tag, tag); }
-
-void* rotator_malloc(ssize_t nbytes, int device, void*) {
-  ra_allocator* allocator = torch_allocator;
-  uint64_t address = 0;
-  if (allocator == nullptr || nbytes <= 0) return nullptr;
-  const int code = ra_alloc(allocator, static_cast<size_t>(nbytes), device, torch_tag, &address, nullptr);
-  return code == RA_OK ? reinterpret_cast<void*>(address) : nullptr;
-}
-
-void rotator_free(void* address, ssize_t, int, void* stream) {
-  ra_allocator* allocator = torch_allocator;
-  if (allocator == nullptr || address == nullptr) return;
-  ra_error error{};
-  if (ra_free(allocator, reinterpret_cast<uint64_t>(address), stream, &error) != RA_OK)
-    std::fprintf(stderr, "rotator: free of %p refused: %s\n", address, error.message);
 }

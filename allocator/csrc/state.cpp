@@ -59,7 +59,7 @@ Pool& State::pool(int tag, int index) {
   return open_pool(tag, device(index), config_.slab_bytes);
 }
 
-Pool& State::staging(Device& on) { return open_pool(kStaging, on, on.granularity); }
+Pool& State::staging(Device& on) { return open_pool(kStaging, on, config_.slab_bytes); }
 
 std::vector<Pool*> State::pools_of(uint32_t tags) {
   std::vector<Pool*> found;
