@@ -42,8 +42,8 @@ class SharedBudget {
 
   // How much of what this process claimed it could give back at once: the masters of what is awake.
   void set_releasable(uint64_t nbytes);
-  // Waits for `nbytes` to become free: others see their part of it in asked(). Replaces what was asked before, 0 ends it.
-  // Ends by itself when the bytes are claimed, and when this process dies. Nothing is reserved for whoever asks.
+  // Waits for `nbytes` to become free: others see their part of it in asked(). Replaces what was asked before; 0 ends
+  // it, so do claiming the bytes and the end of this process. Nothing is reserved for whoever asks.
   void ask(uint64_t nbytes);
   // What others wait for and this process should release: what the budget lacks for them, put on those who can release
   // most first, never more than this process can. A budget that was lowered below what is used asks by itself.

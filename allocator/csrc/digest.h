@@ -7,7 +7,6 @@
 // independent, so a GPU may add them in any order.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -34,18 +33,34 @@ inline uint64_t digest_fold(uint64_t a, uint64_t b) {
   return static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64);
 }
 
-inline Digest digest_of(const void* data, std::size_t nbytes) {
-  const auto* bytes = static_cast<const unsigned char*>(data);
-  uint64_t key[4] = {kDigestStart[0], kDigestStart[1], kDigestStart[2], kDigestStart[3]};
-  Digest digest;
-  for (std::size_t at = 0; at < nbytes; at += kDigestBlock) {
-    uint64_t word[2] = {0, 0};
-    std::memcpy(word, bytes + at, std::min(nbytes - at, kDigestBlock));
-    digest.words[0] += digest_fold(word[0] ^ key[0], word[1] ^ key[1]);
-    digest.words[1] += digest_fold(word[0] ^ key[2], word[1] ^ key[3]);
+struct DigestKeys {
+  uint64_t key[4];
+  explicit DigestKeys(uint64_t block) {
+    for (int i = 0; i < 4; ++i) key[i] = kDigestStart[i] + block * kDigestStep[i];
+  }
+  void add(Digest& sum, const unsigned char* block) {
+    uint64_t word[2];
+    std::memcpy(word, block, kDigestBlock);
+    sum.words[0] += digest_fold(word[0] ^ key[0], word[1] ^ key[1]);
+    sum.words[1] += digest_fold(word[0] ^ key[2], word[1] ^ key[3]);
     for (int i = 0; i < 4; ++i) key[i] += kDigestStep[i];
   }
-  return digest;
+};
+
+// What the bytes at `offset` (whole blocks) of a chunk add to its digest: parts may be summed in any order.
+inline Digest digest_part(const void* data, std::size_t nbytes, std::size_t offset) {
+  const auto* bytes = static_cast<const unsigned char*>(data);
+  DigestKeys keys(offset / kDigestBlock);
+  Digest sum;
+  const std::size_t whole = nbytes - nbytes % kDigestBlock;
+  for (std::size_t at = 0; at < whole; at += kDigestBlock) keys.add(sum, bytes + at);
+  if (whole == nbytes) return sum;
+  unsigned char last[kDigestBlock] = {};
+  std::memcpy(last, bytes + whole, nbytes - whole);
+  keys.add(sum, last);
+  return sum;
 }
+
+inline Digest digest_of(const void* data, std::size_t nbytes) { return digest_part(data, nbytes, 0); }
 
 }  // namespace rotator

@@ -18,8 +18,8 @@ namespace rotator {
 static constexpr std::size_t kPage = 4096;
 static constexpr std::size_t kHugePage = 2u << 20;
 static constexpr std::size_t kBlockAlign = 64;  // a copy engine's favourite; costs at most 63 bytes a segment
-static constexpr std::size_t kPiece = 16u << 20;       // one prefault call: the process's mappings are locked for so long
-static constexpr std::size_t kCheckBytes = 1u << 30;   // free memory is looked at again after so much
+static constexpr std::size_t kPiece = 16u << 20;       // one prefault call, for which the process's mappings are locked
+static constexpr std::size_t kCheckBytes = 64u << 20;  // free memory is looked at again after so much
 static constexpr std::size_t kProbeMax = 64u << 20;    // a memlock limit above this is met, not probed
 static constexpr int kPopulateWrite = 23;              // MADV_POPULATE_WRITE, Linux 5.14
 static constexpr int kNice = 19;  // and not SCHED_IDLE: whoever prefaults holds a lock that others wait for
@@ -195,7 +195,8 @@ void HostArena::check_memlock(const Device& device, std::size_t nbytes) {
   // What the driver does not let go of is leaked rather than unmapped under it.
   if (!pinned || device.driver.MemHostUnregister(data) == CUDA_SUCCESS) munmap(data, size);
   memlock_free_ = pinned;
-  if (!pinned) refuse(HostLimit::kMemlock, nbytes, limit - std::min(limit, registered), advice_for(HostLimit::kMemlock));
+  if (pinned) return;
+  refuse(HostLimit::kMemlock, nbytes, limit - std::min(limit, registered), advice_for(HostLimit::kMemlock));
 }
 
 // Small pieces taken in turn: threads end together, and memory that others take meanwhile is noticed before the kernel
@@ -206,7 +207,8 @@ void HostArena::prefault(unsigned char* data, std::size_t nbytes, bool backgroun
   auto work = [&](bool low) {
     if (low) setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), kNice);
     for (std::size_t at; failed == 0 && (at = next.fetch_add(kPiece)) < nbytes;) {
-      if (at % kCheckBytes == 0 && at != 0 && host_limits(options_.limits_root).room().bytes < nbytes - at) failed = ENOMEM;
+      const bool look = at != 0 && at % kCheckBytes == 0;
+      if (look && host_limits(options_.limits_root).room().bytes < nbytes - at) failed = ENOMEM;
       else if (const int error = populate(data + at, std::min(kPiece, nbytes - at))) failed = error;
     }
   };
@@ -297,11 +299,25 @@ std::size_t HostArena::missing(const Device& device, std::size_t nbytes) const {
   return nbytes - std::min(nbytes, free);
 }
 
+// The right to commit, which a background grow does not even queue for meanwhile.
+class HostArena::Foreground {
+ public:
+  explicit Foreground(HostArena& arena) : reserving_(arena.reserving_) {
+    ++reserving_;
+    turn_ = std::unique_lock<std::mutex>(arena.growing_);
+  }
+  ~Foreground() { --reserving_; }
+  Foreground(const Foreground&) = delete;
+  Foreground& operator=(const Foreground&) = delete;
+
+ private:
+  std::atomic<unsigned>& reserving_;
+  std::unique_lock<std::mutex> turn_;
+};
+
 void HostArena::reserve(const Device& device, std::size_t nbytes) {
   if (missing(device, nbytes) == 0) return;
-  ++reserving_;
-  const std::lock_guard<std::mutex> turn(growing_);
-  --reserving_;
+  const Foreground turn(*this);
   if (const std::size_t more = missing(device, nbytes)) commit(device, more, false);
 }
 
@@ -326,9 +342,7 @@ std::optional<HostBlock> HostArena::take(const Device& device, std::size_t nbyte
 
 HostBlock HostArena::take_or_grow(const Device& device, std::size_t nbytes) {
   if (auto block = take(device, nbytes)) return *block;
-  ++reserving_;
-  const std::lock_guard<std::mutex> turn(growing_);
-  --reserving_;
+  const Foreground turn(*this);
   for (;;) {
     // Others may take what was just committed, but each of them then has its block.
     if (auto block = take(device, nbytes)) return *block;

@@ -70,7 +70,7 @@ class HostArena {
   // limit); or the driver's.
   void reserve(const Device& device, std::size_t nbytes);
   // One step of the same in the background: at most extent_bytes, prefaulted at low priority. True when `nbytes` are
-  // free, so that there is nothing left to do. Does nothing while a reserve waits. Throws as reserve.
+  // free, so that there is nothing left to do. Does nothing while a reserve runs. Throws as reserve.
   bool grow(const Device& device, std::size_t nbytes);
 
   // From free memory alone. Nothing when no free range is large enough.
@@ -102,6 +102,8 @@ class HostArena {
   SharedBudget* shared_budget() { return shared_.get(); }
 
  private:
+  class Foreground;
+
   HostRegion* find_region(int node) const;
   HostRegion& region(int node, std::size_t nbytes);
   std::size_t missing(const Device& device, std::size_t nbytes) const;
@@ -119,7 +121,7 @@ class HostArena {
   std::unique_ptr<SharedBudget> shared_;
   std::mutex growing_;                  // held by whoever commits; taken before mutex_
   bool memlock_free_ = false;           // under growing_: the driver pins beyond memlock, as NVIDIA's does
-  std::atomic<unsigned> reserving_{0};  // foreground calls that want growing_
+  std::atomic<unsigned> reserving_{0};  // foreground calls that want or hold growing_
   mutable std::mutex mutex_;            // all below
   uint64_t bytes_registered_ = 0;
   uint64_t bytes_used_ = 0;

@@ -34,22 +34,6 @@ FileCalls file_calls() { return {pread, pwrite, fallocate}; }
 
 static bool is_aligned(const void* data) { return reinterpret_cast<std::uintptr_t>(data) % kBlock == 0; }
 
-// The digest's terms are sums over blocks keyed by their position, so parts may be summed in any order and anywhere.
-static Digest digest_part(const unsigned char* data, std::size_t nbytes, std::size_t offset) {
-  const uint64_t first = offset / kDigestBlock;
-  uint64_t key[4];
-  for (int i = 0; i < 4; ++i) key[i] = kDigestStart[i] + first * kDigestStep[i];
-  Digest sum;
-  for (std::size_t at = 0; at < nbytes; at += kDigestBlock) {
-    uint64_t word[2] = {0, 0};
-    std::memcpy(word, data + at, std::min(nbytes - at, kDigestBlock));
-    sum.words[0] += digest_fold(word[0] ^ key[0], word[1] ^ key[1]);
-    sum.words[1] += digest_fold(word[0] ^ key[2], word[1] ^ key[3]);
-    for (int i = 0; i < 4; ++i) key[i] += kDigestStep[i];
-  }
-  return sum;
-}
-
 class SpillStore::Request {
  public:
   bool is_write = false;
@@ -185,8 +169,6 @@ SpillStore::Store::~Store() {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     closing_ = true;
-    for (const Ticket& request : queue_) request->error = ECANCELED;
-    queue_.clear();
   }
   work_.notify_all();
   for (auto& worker : workers_) worker.join();
@@ -215,6 +197,7 @@ int SpillStore::Store::move(bool is_write, unsigned char* data, std::size_t nbyt
     const ssize_t moved = is_write ? options.calls.write(fd_, data + done, nbytes - done, at)
                                    : options.calls.read(fd_, data + done, nbytes - done, at);
     if (moved < 0 && errno == EINTR) continue;
+    // Refused as a whole, or as the unaligned rest of a short transfer.
     if (moved < 0 && errno == EINVAL && was_direct) {
       make_buffered();
       continue;
@@ -222,8 +205,6 @@ int SpillStore::Store::move(bool is_write, unsigned char* data, std::size_t nbyt
     if (moved < 0) return errno;
     if (moved == 0) return is_write ? ENOSPC : kEndOfFile;
     done += static_cast<std::size_t>(moved);
-    // The rest of a short transfer begins where a direct one may not.
-    if (done < nbytes && done % kBlock != 0 && direct) make_buffered();
   }
   if (!direct) forget_pages(is_write, offset, nbytes);
   return 0;
