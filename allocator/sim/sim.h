@@ -100,6 +100,7 @@ struct Handle {
   int device;
   std::size_t offset;
   std::size_t nbytes;
+  bool rdma = false;
   unsigned mappings = 0;
   bool released = false;
 };
@@ -143,7 +144,7 @@ using Lock = std::unique_lock<std::mutex>;
 // memory.cpp
 std::size_t granularity();
 bool accessible(CUdeviceptr address, std::size_t nbytes);
-CUresult create_memory(int device, std::size_t nbytes, CUmemGenericAllocationHandle& handle);
+CUresult create_memory(int device, std::size_t nbytes, bool rdma, CUmemGenericAllocationHandle& handle);
 void release_memory(CUmemGenericAllocationHandle handle);
 CUresult map_memory(CUdeviceptr address, CUmemGenericAllocationHandle handle);
 void open_memory(const std::vector<CUdeviceptr>& mappings);
