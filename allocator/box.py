@@ -61,8 +61,8 @@ class SimulatedBox:
         of one device's link in one process, 0 for as fast as the host copies. context_bytes: shown, what each process
         that opens a device takes there before it allocates anything. device_gib_s: shown GiB/s of copies within a
         device, 0 for as fast as the host copies. clear_gib_s: shown GiB/s at which the engine that copies to the device
-        first clears what was given back, 0 for at once. integrated: unified memory, where pinned host memory comes out of the
-        same `memory_bytes` as device memory.
+        first clears what was given back, 0 for at once. integrated: unified memory, where pinned host memory comes out
+        of the same `memory_bytes` as device memory.
         """
         if not 0 < devices <= _DEVICES_MAX or scale < 1 or memory_bytes < scale * _PAGE_BYTES:
             raise ValueError(f"a box has 1 to {_DEVICES_MAX} devices of at least one granule ({scale * _PAGE_BYTES})")

@@ -21,6 +21,7 @@ _SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "rotatorSimHold": ([c_int], None),
     "rotatorSimBytes": ([c_int, c_int], c_uint64),
     "rotatorSimRegisteredBytes": ([], c_uint64),
+    "rotatorSimRdmaBytes": ([], c_uint64),
     "rotatorSimLaunch": ([c_void_p, c_ulonglong, c_size_t, c_int, c_int], c_int),
     "rotatorSimWriter": ([c_void_p, c_ulonglong, c_size_t, c_int, ctypes.c_uint], c_int),
     "cuInit": ([ctypes.c_uint], c_int),
@@ -81,6 +82,10 @@ class SimulatedDriver:
 
     def bytes_registered(self) -> int:
         return int(self.library.rotatorSimRegisteredBytes())
+
+    def bytes_for_rdma(self) -> int:
+        """Of this process's device memory, what a network card could register."""
+        return int(self.library.rotatorSimRdmaBytes())
 
     def hold(self, hold: bool) -> None:
         """While held, kernels launched with `held` do not start."""

@@ -39,8 +39,8 @@ static bool leaves_registration(const void* data, std::size_t nbytes) {
 
 // Memory that was given back is cleared by the engine that also copies to the device, after the fact.
 void engine_clears(int device, std::size_t nbytes) {
-  Clock::time_point& engine = sim().links[device][kToDevice];
-  engine = std::max(engine, Clock::now()) + time_at(sim().box->config().clear_gib_s, nbytes);
+  Clock::time_point& until = sim().clearing[device];
+  until = std::max(until, Clock::now()) + time_at(sim().box->config().clear_gib_s, nbytes);
 }
 
 static CUresult move(void* to, const void* from, CUdeviceptr device_side, std::size_t nbytes) {
@@ -73,6 +73,7 @@ static CUresult copy(Lock& lock, int direction, void* to, const void* from, std:
   op.host = {reinterpret_cast<CUdeviceptr>(host), nbytes};
   op.cost = link_time(nbytes);
   op.link = &sim().links[stream->device][direction];
+  if (direction == kToDevice) op.clearing = &sim().clearing[stream->device];
   const bool blocks = wait || !is_registered(host, nbytes);
   if (const CUresult result = enqueue(stream, std::move(op))) return result;
   return blocks ? wait_for(lock, [&] { return stream->ops.empty(); }) : CUDA_SUCCESS;

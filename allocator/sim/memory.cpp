@@ -89,7 +89,7 @@ static bool overlaps_mapping(CUdeviceptr address, std::size_t nbytes) {
   return it->first + it->second.nbytes > address;
 }
 
-CUresult create_memory(int device, std::size_t nbytes, CUmemGenericAllocationHandle& handle) {
+CUresult create_memory(int device, std::size_t nbytes, bool rdma, CUmemGenericAllocationHandle& handle) {
   Sim& s = sim();
   SIM_CHECK(s.box->take(device, nbytes), CUDA_ERROR_OUT_OF_MEMORY);
   Physical& memory = physical(device);
@@ -100,7 +100,7 @@ CUresult create_memory(int device, std::size_t nbytes, CUmemGenericAllocationHan
   }
   fill_with_garbage(memory.fd, *offset, nbytes);
   handle = s.next_handle++;
-  s.handles.emplace(handle, Handle{device, *offset, nbytes});
+  s.handles.emplace(handle, Handle{device, *offset, nbytes, rdma});
   return CUDA_SUCCESS;
 }
 
@@ -188,7 +188,7 @@ SIM_EXPORT CUresult cuMemCreate(CUmemGenericAllocationHandle* handle, std::size_
             CUDA_ERROR_INVALID_VALUE);
   SIM_CHECK(prop->location.id >= 0 && prop->location.id < static_cast<int>(s.visible.size()),
             CUDA_ERROR_INVALID_DEVICE);
-  return create_memory(s.visible[prop->location.id], nbytes, *handle);
+  return create_memory(s.visible[prop->location.id], nbytes, prop->allocFlags.gpuDirectRDMACapable != 0, *handle);
 }
 
 SIM_EXPORT CUresult cuMemRelease(CUmemGenericAllocationHandle handle) {

@@ -21,7 +21,7 @@ static CUresult synchronize(Lock& lock, int device) {
 
 static CUresult take_plain(std::size_t nbytes, CUdeviceptr& address) {
   CUmemGenericAllocationHandle handle = 0;
-  if (const CUresult result = create_memory(current()->device, nbytes, handle)) return result;
+  if (const CUresult result = create_memory(current()->device, nbytes, true, handle)) return result;
   void* found = mmap(nullptr, nbytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   address = reinterpret_cast<CUdeviceptr>(found);
   const CUresult result = found == MAP_FAILED ? CUDA_ERROR_OUT_OF_MEMORY : map_memory(address, handle);

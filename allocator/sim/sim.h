@@ -69,6 +69,7 @@ struct Op {
   Span host{};                       // the host memory, which the driver may reach until it ends
   Clock::duration cost{};
   Clock::time_point* link = nullptr;    // the direction of a device's link that it occupies
+  Clock::time_point* clearing = nullptr;  // until when the engine that it needs has memory to clear besides
   bool held = false;                    // a kernel that waits for rotatorSimRelease
   std::shared_ptr<Mark> awaited;        // started only when this is done
   Clock::time_point queued_at{};
@@ -99,6 +100,7 @@ struct Handle {
   int device;
   std::size_t offset;
   std::size_t nbytes;
+  bool rdma = false;
   unsigned mappings = 0;
   bool released = false;
 };
@@ -132,6 +134,7 @@ struct Sim {
   std::list<std::unique_ptr<CUmod_st>> modules;
   std::list<std::unique_ptr<CUfunc_st>> functions;
   std::map<int, std::array<Clock::time_point, 3>> links;  // copies to the device, to the host; kernels that read the host
+  std::map<int, Clock::time_point> clearing;  // by device: the engine that copies to it
   bool hold = false;
 };
 
@@ -141,7 +144,7 @@ using Lock = std::unique_lock<std::mutex>;
 // memory.cpp
 std::size_t granularity();
 bool accessible(CUdeviceptr address, std::size_t nbytes);
-CUresult create_memory(int device, std::size_t nbytes, CUmemGenericAllocationHandle& handle);
+CUresult create_memory(int device, std::size_t nbytes, bool rdma, CUmemGenericAllocationHandle& handle);
 void release_memory(CUmemGenericAllocationHandle handle);
 CUresult map_memory(CUdeviceptr address, CUmemGenericAllocationHandle handle);
 void open_memory(const std::vector<CUdeviceptr>& mappings);

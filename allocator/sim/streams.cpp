@@ -64,6 +64,10 @@ static void start(CUstream_st& stream, Op& op) {
   if (op.held || op.awaited) from = Clock::now();
   if (op.link != nullptr) from = std::max(from, *op.link);
   op.done_at = from + op.cost;
+  // The engine takes turns: a small copy waits for a turn of clearing, a large one for as long again as it lasts itself.
+  constexpr std::chrono::milliseconds kTurn{2};
+  if (op.clearing != nullptr && *op.clearing > from)
+    op.done_at += std::min<Clock::duration>(*op.clearing - from, std::max<Clock::duration>(kTurn, op.cost));
   if (op.link != nullptr) *op.link = op.done_at;
   run(op.begun);
 }

@@ -67,8 +67,8 @@ class Child:
         self.process.stdin.write("\n")
         self.process.stdin.flush()
 
-    def rest(self) -> str:
-        out, _ = self.process.communicate(timeout=60)
+    def rest(self, timeout_s: float = 60) -> str:
+        out, _ = self.process.communicate(timeout=timeout_s)
         return out.strip()
 
 

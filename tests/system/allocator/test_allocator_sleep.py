@@ -247,4 +247,5 @@ def test_weights_are_in_flight_before_the_cache_is_mapped(allocator: Allocator, 
     allocator.wake()
     log = driver.log()
     last_create = len(log) - 1 - log[::-1].index("cuMemCreate")
-    assert log.index("cuMemcpyHtoDAsync") < last_create < log.index("cuStreamSynchronize")
+    last_wait = len(log) - 1 - log[::-1].index("cuStreamSynchronize")
+    assert log.index("cuMemcpyHtoDAsync") < last_create < last_wait
