@@ -175,7 +175,8 @@ allocator.write(weights, b"content")
 try:
     for _ in range(2):
         report = allocator.sleep()
-        print(report.bytes_spilled >> 30, allocator.host_memory().bytes_used >> 30, allocator.device_memory().bytes_free >> 30)
+        used, free = allocator.host_memory().bytes_used, allocator.device_memory().bytes_free
+        print(report.bytes_spilled >> 30, used >> 30, free >> 30)
         allocator.wake()
     print(allocator.read(weights, 0, 7).decode(), allocator.device_memory().bytes_free >> 30)
 except HostMemoryExhausted as error:
