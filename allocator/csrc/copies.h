@@ -39,7 +39,6 @@ class Copies {
   const HostArena& arena_;
   const Direction direction_;
   bool by_kernel_;  // until the engine was seen free
-  bool probed_ = false;
   std::vector<Piece> pieces_;
   std::size_t next_ = 0;
 };

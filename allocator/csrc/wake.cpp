@@ -11,7 +11,7 @@ namespace rotator {
 
 // So many slabs are mapped before copies into them are queued: the first copies start early, and each batch is large
 // enough that mapping the next one is over long before.
-static constexpr std::size_t kSlabsPerStep = 8;
+static constexpr std::size_t kSlabsPerStep = 16;
 
 // Content for what `range` of the pool lacks.
 static void fill(const Segments& segments, const Pool& pool, Range range, Restore& restore) {

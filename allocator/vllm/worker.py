@@ -121,9 +121,9 @@ def _attest(cumem: Any) -> Callable[..., dict[str, Any]]:
             "libraries": [_file(path) for path in loaded_libraries()],
             "cumem": _file(Path(cumem.__file__)),
             "plugin": _file(Path(__file__)),
-            "vllm": vllm.__version__,
+            "vllm": str(vllm.__version__),
             "vllm_path": str(vllm.__file__),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),  # a class of torch's own, which no wire knows
         }
 
     return rotator_attest

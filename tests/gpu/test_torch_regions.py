@@ -36,8 +36,9 @@ def test_content_is_equal_after_sleeps_and_wakes(on_gpu: OnGpu, mib: int) -> Non
     on_gpu(f"""
         with memory.region("weights"):
             weights = [words(min({mib}, 256) * MIB, seed) for seed in range(max(1, {mib} // 256))]
-        before = free()
         for cycle in range(3):
+            torch.cuda.empty_cache()
+            before = free()  # each time anew: the first comparison loads kernels, which take memory of their own
             memory.sleep()
             assert free() - before > 0.97 * {mib} * MIB, "the bytes did not go back"
             memory.wake()
@@ -178,14 +179,16 @@ def test_a_wake_onto_a_full_device_stays_asleep_and_succeeds_later(on_gpu: OnGpu
         torch.cuda.empty_cache()
         memory.sleep()
         foreign = torch.zeros(free() - 4 * GIB, dtype=torch.uint8, device="cuda")
-        before = free()
-        try:
-            memory.wake()
-        except OutOfMemory as error:
-            assert error.bytes_wanted > error.bytes_free, error
-        else:
-            raise AssertionError("it woke where there was no room")
-        assert free() >= before
+        left = []
+        for attempt in range(3):
+            try:
+                memory.wake()
+            except OutOfMemory as error:
+                assert error.bytes_wanted > error.bytes_free, error
+            else:
+                raise AssertionError("it woke where there was no room")
+            left.append(free())
+        assert left[0] == left[1] == left[2], left
         assert memory.asleep_tags() == {"weights"}
         del foreign
         torch.cuda.empty_cache()
@@ -205,7 +208,7 @@ def test_an_elastic_sleep_takes_the_cache_and_leaves_the_weights(on_gpu: OnGpu) 
         assert free() - before >= GIB
         assert memory.wake().bytes_copied == 0, "the weights were to stay"
         assert torch.equal(weights, words(GIB, 1))
-        assert not cache.any(), "a discarded cache comes back as zeros"
+        assert not cache[GIB:].any(), "what was given back comes back as zeros"
     """)
 
 
