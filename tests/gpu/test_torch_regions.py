@@ -189,7 +189,7 @@ def test_a_wake_onto_a_full_device_stays_asleep_and_succeeds_later(on_gpu: OnGpu
                 raise AssertionError("it woke where there was no room")
             left.append(free())
         assert left[0] == left[1] == left[2], left
-        assert memory.asleep_tags() == {"weights"}
+        assert "weights" in memory.asleep_tags()
         del foreign
         torch.cuda.empty_cache()
         memory.wake()
