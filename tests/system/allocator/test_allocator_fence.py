@@ -72,7 +72,7 @@ with driver.context(), driver.stream() as stream:
     assert child(program).rest() == str(ILLEGAL_ADDRESS)  # type: ignore[attr-defined]
 
 
-# What torch does for `for _ in range(200): torch.randn(2048, 7168, device="cuda")` in a region, each tensor dropped when
+# What torch does for 200 x torch.randn(2048, 7168, device="cuda") in a region, each tensor dropped when
 # the next one is there: a kernel in a stream of torch's, and a free that comes before it has run.
 REPRODUCER = """
 from allocator import Allocator
