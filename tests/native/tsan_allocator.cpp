@@ -32,6 +32,10 @@ void expect(bool holds, const char* what, const ra_error& error) {
 
 // What others may bring about at any time is no failure of the thread that meets it.
 bool refused(int code) { return code == RA_TAG_ASLEEP; }
+// A pinned neighbour keeps everybody awake.
+bool in_turn(int code) {
+  return code == RA_OK || code == RA_REGISTERED || code == RA_ALREADY_ASLEEP || code == RA_NOT_ASLEEP;
+}
 
 void write_box(const std::string& folder) {
   std::ofstream box(folder + "/box.conf");
@@ -65,8 +69,8 @@ void use(ra_allocator* allocator, int tag, int device, int rounds) {
       const int code = ra_read(allocator, mine.address, 0, found.data(), found.size(), &error);
       expect(code == RA_OK || refused(code), "read", error);
       if (code != RA_OK) continue;
-      const bool same = found.front() == mine.value && std::memcmp(found.data(), found.data() + 1, found.size() - 1) == 0;
-      expect(same, "content", error);
+      const bool even = std::memcmp(found.data(), found.data() + 1, found.size() - 1) == 0;
+      expect(even && found.front() == mine.value, "content", error);
     }
     if (owned.size() <= 3) continue;
     expect(ra_free(allocator, owned.front().address, nullptr, &error) == RA_OK, "free", error);
@@ -75,14 +79,14 @@ void use(ra_allocator* allocator, int tag, int device, int rounds) {
   for (const Owned& mine : owned) ra_free(allocator, mine.address, nullptr, nullptr);
 }
 
+// Whole sleeps, and partial ones that go deeper.
 void cycle(ra_allocator* allocator) {
-  while (!stopping) {
+  for (unsigned turn = 0; !stopping; ++turn) {
     ra_error error{};
-    const uint32_t tags = 1u << RA_WEIGHTS | 1u << RA_KV_CACHE | 1u << RA_RUNTIME;
-    int code = ra_sleep(allocator, tags, kOffload, 0, nullptr, &error);
-    expect(code == RA_OK, "sleep", error);
-    code = ra_wake(allocator, kAllTags, 0, nullptr, &error);
-    expect(code == RA_OK, "wake", error);
+    const uint64_t wanted = turn % 3 == 0 ? 0 : turn % 3 * kSegmentBytes;
+    for (int depth = 0; depth < 2; ++depth)
+      expect(in_turn(ra_sleep(allocator, kAllTags, kOffload, 0, wanted, nullptr, &error)), "sleep", error);
+    expect(in_turn(ra_wake(allocator, kAllTags, 0, nullptr, &error)), "wake", error);
   }
 }
 
@@ -92,6 +96,35 @@ void prepare(ra_allocator* allocator) {
     expect(ra_prepare(allocator, kOffload, nullptr, &error) == RA_OK, "prepare", error);
     uint64_t nbytes = 0;
     expect(ra_release_masters(allocator, kAllTags, &nbytes, &error) == RA_OK, "release", error);
+  }
+}
+
+// Lets some of them come to their end and starts again over others.
+void prepare_in_background(ra_allocator* allocator) {
+  for (unsigned turn = 0; !stopping; ++turn) {
+    ra_error error{};
+    expect(ra_prepare_start(allocator, kOffload, &error) == RA_OK, "start", error);
+    ra_prepare_state state{};
+    for (unsigned looks = 0; looks < turn % 50 && !stopping; ++looks) {
+      ra_prepare_status(allocator, &state);
+      std::this_thread::yield();
+    }
+    expect(state.running != 0 || state.code == RA_OK, state.message, error);
+  }
+}
+
+// Registers a segment of its own now and then, which keeps its tag awake for that long.
+void pin(ra_allocator* allocator) {
+  for (unsigned turn = 0; !stopping; ++turn) {
+    ra_error error{};
+    uint64_t address = 0;
+    if (ra_alloc(allocator, kSegmentBytes, 0, RA_WORKSPACE, &address, &error) != RA_OK) continue;
+    if (ra_pin(allocator, address, &error) == RA_OK) {
+      if (turn % 2 == 0) ra_free(allocator, address, nullptr, nullptr);
+      expect(ra_unpin(allocator, address, &error) == RA_OK, "unpin", error);
+      if (turn % 2 == 0) continue;
+    }
+    ra_free(allocator, address, nullptr, nullptr);
   }
 }
 
@@ -115,7 +148,10 @@ int run(const std::string& driver, int rounds) {
   ra_error error{};
   ra_config config{};
   config.slab_bytes = 16 * 4096;
+  config.chunk_bytes = 2 * 4096;
   config.prefault_threads = 2;
+  config.use_digest = 1;
+  config.link_share_permille = 1000;
   ra_allocator* allocator = nullptr;
   if (ra_open(driver.c_str(), &config, &allocator, &error) != RA_OK) {
     std::fprintf(stderr, "tsan_allocator: %s\n", error.message);
@@ -123,7 +159,7 @@ int run(const std::string& driver, int rounds) {
   }
   std::vector<std::thread> users, others;
   for (int i = 0; i < 4; ++i) users.emplace_back(use, allocator, i % 2 == 0 ? RA_WEIGHTS : RA_RUNTIME, i / 2, rounds);
-  for (auto* body : {cycle, prepare, watch}) others.emplace_back(body, allocator);
+  for (auto* body : {cycle, prepare, prepare_in_background, pin, watch}) others.emplace_back(body, allocator);
   for (auto& user : users) user.join();
   stopping = true;
   for (auto& other : others) other.join();

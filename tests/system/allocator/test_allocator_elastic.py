@@ -71,6 +71,21 @@ def test_a_deeper_sleep_goes_on_where_the_first_one_stopped(
     assert allocator.read(weights) == pattern(1, weights.content_nbytes)
 
 
+def test_a_chunk_that_lost_a_part_is_not_read_again(allocator: Allocator, pattern: Pattern) -> None:
+    """After the first wake slots lie from the pool's start, and chunks from each segment's: they overlap by halves."""
+    small, large = allocator.alloc(16 * MIB), allocator.alloc(GIB)
+    allocator.sleep()
+    allocator.wake()
+    for turn in range(3):
+        for i, segment in enumerate((small, large)):
+            allocator.write(segment, pattern(turn + i, segment.content_nbytes))
+        for _ in range(5):
+            allocator.sleep(bytes_wanted=16 * MIB * (turn + 1))
+        allocator.wake()
+        for i, segment in enumerate((small, large)):
+            assert allocator.read(segment) == pattern(turn + i, segment.content_nbytes), f"turn {turn}"
+
+
 def test_more_than_there_is_means_all_of_it(allocator: Allocator, weights: api.Segment, cache: api.Segment) -> None:
     assert allocator.sleep(bytes_wanted=90 * GIB).bytes_freed == 10 * GIB
 

@@ -24,7 +24,8 @@ FAULTS = st.one_of(
     st.builds("*@{}={}".format, st.integers(1, 60), st.sampled_from([1, 2, 999])),
     st.builds("seed:{}/{}".format, st.integers(0, 1 << 30), st.sampled_from([30, 200])),
 )
-# 260 examples of at most 50 steps in the suite: over 7,000, and the threads below make over 10,000; a night's run sets more.
+# 260 examples of at most 50 steps in the suite: over 7,000 operations, and the threads below make over 10,000. A
+# night's run sets more.
 EXAMPLES = int(os.environ.get("ROTATOR_EXAMPLES", "260"))
 STEPS_PER_EXAMPLE = 50
 TAGS = st.sampled_from(api.TAGS)

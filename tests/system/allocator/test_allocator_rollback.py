@@ -10,6 +10,8 @@ from allocator.box import SimulatedBox
 from allocator.simdriver import SimulatedDriver
 from tests.system.allocator.engine import MIB, Engine
 
+GIB = 1 << 30
+
 Pattern = Callable[[int, int], bytes]
 
 
@@ -99,6 +101,24 @@ def test_a_copy_to_the_host_that_fails_makes_its_old_master_worthless(engine: En
     assert engine.intact()
 
 
+@pytest.mark.parametrize("call", ["cuMemcpyDtoHAsync", "cuStreamSynchronize", "cuLaunchKernel"])
+def test_a_first_sleep_that_fails_keeps_no_host_memory(
+    allocator: Allocator, driver: SimulatedDriver, call: str
+) -> None:
+    allocator.alloc(GIB)
+    calls = driver.calls(call)
+    allocator.sleep()
+    calls = driver.calls(call) - calls
+    allocator.wake()
+    assert calls > 0
+    for n in range(1, calls + 1):
+        allocator.release_masters()
+        with driver.faults(f"{call}@{n}=999"), pytest.raises(api.DriverError):
+            allocator.sleep()
+        host = allocator.host_memory()
+        assert (host.bytes_used, host.bytes_registered, driver.bytes_registered()) == (0, 0, 0), f"call {n}"
+
+
 def test_a_half_renewed_master_is_not_taken_for_the_old_one(engine: Engine) -> None:
     """Content goes A, B, A, and the sleep at B copies some segments before it fails: masters at B must not serve A."""
     allocator, driver = engine.allocator, engine.driver
@@ -120,7 +140,6 @@ def test_a_wake_that_fails_waits_for_its_copies_before_it_unmaps(child, tmp_path
     program = """
 from allocator import Allocator, OutOfMemory
 from allocator.simdriver import SimulatedDriver
-from tests.system.allocator.engine import MIB, Engine
 driver, allocator = SimulatedDriver(), Allocator()
 weights, cache = allocator.alloc(2 << 30), allocator.alloc(1 << 30, tag="kv_cache")
 allocator.write(weights, b"content")
