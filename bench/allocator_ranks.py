@@ -13,7 +13,9 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
+from types import SimpleNamespace
 from typing import Any
 
 from bench.allocator_floor import rates_gib_s
@@ -96,7 +98,8 @@ def serve(args: argparse.Namespace) -> None:
 
     def view(number: int) -> Any:
         interface = {"shape": (GIB // 8,), "typestr": "<i8", "data": (weights[number].address, False), "version": 3}
-        return torch.as_tensor(type("Raw", (), {"__cuda_array_interface__": interface})(), device=device)
+        raw = SimpleNamespace(__cuda_array_interface__=interface)
+        return torch.as_tensor(raw, device=device)
 
     def content(number: int) -> Any:
         return torch.arange(GIB // 8, device=device) * 6364136223846793005 + number + 1000 * args.rank
@@ -112,7 +115,7 @@ def serve(args: argparse.Namespace) -> None:
         view(number).copy_(content(number))
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
-    steps = {
+    steps: dict[str, Callable[[], Any]] = {
         "hello": lambda: True,
         "prepare": prepare,
         "sleep": lambda: asdict(memory.sleep()),
