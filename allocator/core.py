@@ -26,7 +26,8 @@ from allocator.values import (
 _SLAB_BYTES = 256 << 20
 # Masters are compared and copied by so much: large enough for the link's full speed, small enough for staging.
 _CHUNK_BYTES = 32 << 20
-_LINK_SHARE = 0.5
+# Of the time, so that serving loses no more than 2 %: docs/allocator.md.
+_LINK_SHARE = 0.1
 _ALL_TAGS = (1 << len(TAGS)) - 1
 
 # By ra_code, from 1.
@@ -80,7 +81,7 @@ class Allocator:
         host_budget_bytes: bound on host memory for masters.
         spill_dir: where masters go that do not fit host memory.
         budget_file: a bound that processes share; its first line is `rotator-host-budget 1 <bytes>`.
-        link_share: the part of the time, above 0 and up to 1, that a prepare in the background may use the link.
+        link_share: the part of the time, above 0 and up to 1, that a prepare in the background may be busy.
         digest: False makes every sleep copy.
 
         Raises LibraryMissing, DriverMissing, DriverError, InvalidSize, HostMemoryExhausted, BudgetFileError.

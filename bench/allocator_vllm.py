@@ -237,8 +237,9 @@ class Bench:
         engine.rpc("rotator_sleep_bytes", nbytes)
 
     def run(self) -> None:
+        self._drained()
         idle = vram_mib()
-        host_before = host_used_bytes()
+        host_before = settled_host_bytes()
         try:
             alpha = self.start("alpha")
             self.serve(alpha)
@@ -326,6 +327,17 @@ def vram_mib() -> list[int]:
 
 def device_bytes() -> int:
     return min(_smi("memory.total")) << 20
+
+
+def settled_host_bytes() -> int:
+    """Used host memory once what the last engines pinned has come back."""
+    used = host_used_bytes()
+    for _ in range(20):
+        time.sleep(0.5)
+        before, used = used, host_used_bytes()
+        if abs(used - before) < 64 << 20:
+            break
+    return used
 
 
 def host_used_bytes() -> int:

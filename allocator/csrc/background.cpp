@@ -223,6 +223,7 @@ Background::Outcome Background::step(Staging& staging) {
 // One step of host memory for what is to come.
 void Background::grow(Device& device) {
   Masters& masters = state_.masters();
+  const Stopwatch watch;
   try {
     // Beyond what is free: that was not enough, or is in pieces.
     const std::size_t chunk = HostArena::block_bytes(masters.options().chunk_bytes);
@@ -232,6 +233,7 @@ void Background::grow(Device& device) {
     if (error.code != RA_HOST_MEMORY || masters.spill() == nullptr) throw;
     host_is_full_ = true;
   }
+  pace(watch.seconds());
 }
 
 // The next chunk at or behind the cursor, its copy into staging queued. A job without a device: not now.
@@ -350,7 +352,8 @@ void Background::give_back(Job& job) {
   if (job.disk) masters.spill()->give(*std::exchange(job.disk, std::nullopt));
 }
 
-// Stands still as long as the link's share asks, but not when somebody waits.
+// Stands still as long as its share of the time asks, but not when somebody waits. Pinning memory needs that more than
+// copies do: the engine's own calls wait for the driver meanwhile.
 void Background::pace(double busy_seconds) {
   const double rest_seconds = busy_seconds * (1.0 - link_share_) / link_share_;
   std::unique_lock<std::mutex> lock(own_);

@@ -212,9 +212,10 @@ void HostArena::prefault(unsigned char* data, std::size_t nbytes, bool backgroun
       else if (const int error = populate(data + at, std::min(kPiece, nbytes - at))) failed = error;
     }
   };
-  // The caller's own priority could not be raised again, so in the background others do all the work.
+  // The caller's own priority could not be raised again, so in the background another does all the work: one, because
+  // more of them contend with the engine for the lock of the process's address space (docs/allocator.md).
   const unsigned threads = std::max(1u, options_.prefault_threads);
-  const unsigned wanted = background ? std::max(1u, threads / 4) : threads - 1;
+  const unsigned wanted = background ? 1 : threads - 1;
   const std::size_t useful = (nbytes + kPiece - 1) / kPiece - (background ? 0 : 1);
   std::vector<std::thread> workers;
   try {

@@ -20,8 +20,8 @@ static MasterOptions master_options(const ra_config& config, const Driver& drive
   options.use_digest = config.use_digest != 0;
   options.host.budget_bytes = config.host_budget_bytes;
   options.host.prefault_threads = config.prefault_threads;
-  // What one step of a prepare in the background registers: it must not hold a sleep up for long.
-  options.host.extent_bytes = 8 * options.chunk_bytes;
+  // What one step of a prepare in the background registers: the engine's own driver calls wait for it.
+  options.host.extent_bytes = 2 * options.chunk_bytes;
   if (config.budget_file != nullptr) options.host.shared_budget_path = config.budget_file;
   if (config.spill_directory != nullptr) options.spill_directory = config.spill_directory;
   return options;
