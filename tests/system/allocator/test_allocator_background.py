@@ -188,6 +188,57 @@ def test_several_threads_start_sleep_and_look_at_once(engine: Engine) -> None:
     assert failures == []
 
 
+SLOW_DEVICE = """
+from allocator import Allocator
+from allocator.simdriver import SimulatedDriver
+from tests.system.allocator.engine import until
+driver = SimulatedDriver()
+for call in ("cuMemsetD8Async", "cuLaunchKernel", "cuMemcpyDtoHAsync"):
+    with driver.context(), Allocator(chunk_bytes=512 << 20, link_share=1.0) as allocator:
+        segment = allocator.alloc(1 << 30)
+        allocator.write(segment, b"content")
+        with driver.faults(call + "=999"):
+            allocator.prepare(wait=False)
+            until(lambda: not allocator.prepare_status().running)
+        assert call in (allocator.prepare_status().error or "")
+        print(call, driver.synchronize(), allocator.read(segment, 0, 7).decode())
+"""
+
+
+def test_staging_does_not_go_under_a_copy_that_still_runs(child, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """Half a GiB takes 50 ms into staging: what fails behind it must wait before it gives staging back."""
+    box = SimulatedBox.create(tmp_path / "box", devices=1, copy_gib_s=0, device_gib_s=10)
+    lines = child(SLOW_DEVICE, **box.env()).rest().splitlines()
+    assert [line.split()[1:] for line in lines] == [["0", "content"]] * 3
+
+
+SLOW_SLEEP = """
+from allocator import Allocator, DriverError
+from allocator.simdriver import SimulatedDriver
+driver, allocator = SimulatedDriver(), Allocator(chunk_bytes=64 << 20)
+with driver.context():
+    first, second = allocator.alloc(1 << 30), allocator.alloc(1 << 30)
+    for i, segment in enumerate((first, second)):
+        allocator.write(segment, bytes([i + 1]) * segment.content_nbytes)
+    # The second call of the sleep that copies out: the first brings the digests.
+    for call in ("cuMemcpyDtoHAsync@3=999", "cuStreamSynchronize@2=999", "cuStreamSynchronize@3=999"):
+        allocator.release_masters()
+        try:
+            with driver.faults(call):
+                allocator.sleep()
+        except DriverError:
+            pass
+        if allocator.asleep_tags():
+            allocator.wake()
+        print(driver.synchronize(), allocator.read(first, 0, 1)[0], allocator.read(second, 0, 1)[0])
+"""
+
+
+def test_a_sleep_that_fails_does_not_give_host_memory_back_under_a_copy(child, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    box = SimulatedBox.create(tmp_path / "box", devices=1, copy_gib_s=20)
+    assert child(SLOW_SLEEP, **box.env()).rest().splitlines() == ["0 1 2"] * 3
+
+
 SLOW_LINK = """
 import json, time
 from allocator import Allocator
