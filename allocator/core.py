@@ -242,7 +242,7 @@ class Allocator:
         self._call("ra_unpin", segment if isinstance(segment, int) else segment.address)
 
     def set_host_budget(self, nbytes: int | None) -> None:
-        """Bound host memory for masters from now on (None: no bound). Masters that there are stay. Raises InvalidSize."""
+        """Bound host memory for masters from now on (None: no bound); those taken stay. Raises InvalidSize."""
         self._check_budget(nbytes)
         self._call("ra_set_host_budget", 0 if nbytes is None else max(1, self._real(nbytes)))
 
