@@ -101,8 +101,12 @@ static std::vector<ChunkRun> readable(const Masters& masters, const ChunkRun& ru
 // On failure every segment is as before, and the masters taken for it are gone again.
 void State::take_masters(const std::vector<Run>& runs, uint32_t offload, ra_report& report) {
   std::vector<ChunkRun> chunks;
-  for (const Run& run : runs)
-    if ((offload & bit(run.pool->tag)) != 0) add_chunks(run, chunks);
+  uint32_t busy = 0;  // tags whose masters this is about
+  for (const Run& run : runs) {
+    if ((offload & bit(run.pool->tag)) == 0) continue;
+    busy |= bit(run.pool->tag);
+    add_chunks(run, chunks);
+  }
   join(chunks);
   std::map<Device*, std::vector<ChunkRun>> by_device;
   for (const ChunkRun& run : chunks) {
@@ -111,7 +115,7 @@ void State::take_masters(const std::vector<Run>& runs, uint32_t offload, ra_repo
     auto& all = by_device[&pool.device];
     all.insert(all.end(), parts.begin(), parts.end());
   }
-  auto release_others = [&](uint64_t nbytes) { release_spare(nbytes, kAllTags & ~offload); };
+  auto release_others = [&](uint64_t nbytes) { release_spare(nbytes, kAllTags & ~busy); };
   for (auto& [on, wanted] : by_device) masters_.take(*on, staging(*on), wanted, release_others, report);
 }
 
@@ -169,7 +173,7 @@ void State::sleep(uint32_t tags, uint32_t offload, bool strict, uint64_t bytes_w
   uint32_t ready = tags & ~asleep_;
   for (const Pool* pool : pools)
     if (pool->bytes_mapped() != 0) ready |= bit(pool->tag);
-  if (ready == 0 || (strict && ready != tags)) raise(RA_ALREADY_ASLEEP, "already asleep");
+  if (ready == 0 || (strict && ready != tags)) raise(RA_ALREADY_ASLEEP, "the tags are already asleep: wake them first");
   refuse_pinned(pools);
   const Stopwatch watch;
   quiesce(pools);

@@ -72,7 +72,7 @@ static void explain(Error& error, const std::vector<Pool*>& pools) {
 void State::wake(uint32_t tags, bool strict, ra_report& report) {
   if ((tags & ~kAllTags) != 0 || tags == 0) raise(RA_UNKNOWN_TAG, "unknown tag, or no tag at all");
   const uint32_t asleep_now = tags & asleep_;
-  if (asleep_now == 0 || (strict && asleep_now != tags)) raise(RA_NOT_ASLEEP, "not asleep");
+  if (asleep_now == 0 || (strict && asleep_now != tags)) raise(RA_NOT_ASLEEP, "a tag named is not asleep: there is nothing to wake");
   if (capturing()) raise(RA_CAPTURING, "a graph capture is running: end it first");
   const Stopwatch watch;
   const std::vector<Pool*> pools = pools_of(asleep_now);
