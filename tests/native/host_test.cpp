@@ -132,14 +132,14 @@ TEST("host", "a copy by runs goes through where one over two registrations is re
   RA_TRY(machine.driver, MemMap, reservation.address(), kMiB, 0, allocation.handle(), 0);
   const CUmemAccessDesc access{machine.device.prop.location, CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
   RA_TRY(machine.driver, MemSetAccess, reservation.address(), kMiB, &access, 1);
-  CHECK(machine.driver.MemcpyHtoDAsync(reservation.address(), block.data(), kMiB, machine.device.stream) ==
+  CHECK(machine.driver.MemcpyHtoDAsync(reservation.address(), block.data(), kMiB, machine.device.fill.get()) ==
         CUDA_ERROR_INVALID_VALUE);
   for (std::size_t i = 0; i < kMiB; ++i) block.data()[i] = static_cast<unsigned char>(i % 251);
   arena.each_run(block.data(), kMiB, [&](std::size_t at, std::size_t nbytes) {
     RA_TRY(machine.driver, MemcpyHtoDAsync, reservation.address() + at, block.data() + at, nbytes,
-           machine.device.stream);
+           machine.device.fill.get());
   });
-  RA_TRY(machine.driver, StreamSynchronize, machine.device.stream);
+  RA_TRY(machine.driver, StreamSynchronize, machine.device.fill.get());
   CHECK(std::memcmp(reinterpret_cast<void*>(reservation.address()), block.data(), kMiB) == 0);
   RA_TRY(machine.driver, MemUnmap, reservation.address(), kMiB);
 }
