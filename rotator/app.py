@@ -108,7 +108,10 @@ class _Service:
         state_dir = _state_dir(config)
         url = config.ledger.url or f"sqlite:///{state_dir / 'ledger.db'}"
         ledger = await SqlLedger.open(
-            url, deadline_s=config.ledger.deadline_s, sample_retention_h=config.devices.sample_retention_h
+            url,
+            deadline_s=config.ledger.deadline_s,
+            sample_retention_h=config.devices.sample_retention_h,
+            retention_days=config.ledger.retention_days,
         )
         control = VllmControl()
         launchers: dict[str, Launcher] = {
@@ -165,6 +168,7 @@ class _Service:
             metrics=self._metrics,
             authorize=keys.authorize,
             guard=keys.guard,
+            identify=keys.client if config.keys else None,
         )
         api = create_api(
             self._operator,

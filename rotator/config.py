@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     HttpUrl,
     ValidationError,
@@ -16,8 +14,11 @@ from pydantic import (
     model_validator,
 )
 
+from rotator.config_base import Section
+from rotator.config_calendar import CalendarConfig
+from rotator.config_policies import PoliciesConfig
 from rotator.config_text import TextProblem, problem_lines, read_mapping
-from rotator.core.values import Level, Policy
+from rotator.core.values import Level
 
 GIB = 1 << 30
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
@@ -42,10 +43,6 @@ def _word(value: Any) -> Any:
 Word = Annotated[str, BeforeValidator(_word)]
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 class DevicesConfig(Section):
     gpus: Literal["all"] | tuple[int | str, ...] = Field(
         default="all", description="NVML indices or UUIDs that the service may use"
@@ -68,13 +65,14 @@ class FootprintConfig(Section):
     host_gib: float | None = Field(
         default=None, ge=0, description="host RAM for the masters at level 1, all ranks together"
     )
+    kv_gib: float = Field(default=0.0, ge=0, description="KV cache a GPU: what an elastic engine frees first")
 
 
 class OverridesConfig(Section):
     """Changes to a request's JSON body: ``defaults`` where the client is silent, ``set`` always, ``remove`` always."""
 
-    defaults: dict[str, Any] = {}
-    set: dict[str, Any] = {}
+    defaults: dict[str, Any] = Field(default={})
+    set: dict[str, Any] = Field(default={})
     remove: tuple[str, ...] = ()
 
     @property
@@ -116,6 +114,14 @@ class EngineConfig(Section):
     model_path: Path | None = Field(default=None, description="checked to exist before a launch")
     sleep_levels: tuple[Literal[1, 2], ...] = Field(
         default=(1,), min_length=1, description="levels it may use, preferred first"
+    )
+    elastic: bool = Field(default=False, description="its allocator can free by bytes (KV cache first, then weights)")
+    disk: bool = Field(default=False, description="its allocator can keep the weights' masters on disk")
+    keeps_masters: bool = Field(
+        default=False, description="its allocator keeps the weights' masters in host RAM while it is awake"
+    )
+    in_flight_max: int | None = Field(
+        default=None, ge=1, description="requests it serves at once; more wait in line here, in fair shares of clients"
     )
     pin: bool = False
     priority: int = Field(default=0, ge=-100, le=100)
@@ -184,27 +190,6 @@ class GatewayConfig(Section):
     upstream_connect_s: float = Field(default=5, gt=0)
 
 
-class PoliciesConfig(Section):
-    min_stay_s: float = Field(default=2.0, ge=0, description="a busy engine keeps its turn this long after a wake")
-    priority_worth_s: float = Field(
-        default=30.0, ge=0, description="one step of priority weighs like this much waiting"
-    )
-    drain_bound_s: float = Field(
-        default=5.0, ge=0, description="in-flight work may finish this long before it is frozen"
-    )
-    idle_sleep_s: float | None = Field(
-        default=None, gt=0, description="an engine idle this long goes to sleep; absent: never"
-    )
-    wanted_horizon_s: float = Field(
-        default=60.0, gt=0, description="an eviction is priced by the chance of a request within this"
-    )
-
-    def core(self) -> Policy:
-        return Policy(
-            min_stay_s=self.min_stay_s, priority_worth_s=self.priority_worth_s, drain_bound_s=self.drain_bound_s
-        )
-
-
 class CanaryConfig(Section):
     prompt: str = "The capital of France is"
     tokens: int = Field(default=8, ge=1, le=64)
@@ -240,6 +225,9 @@ class RecoveryConfig(Section):
 class KeyConfig(Section):
     name: str = Field(min_length=1, description="shown in refusals and events; says whose it is")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the key itself; `rotator key` makes both")
+    share: float = Field(
+        default=1.0, gt=0, description="of a model's line: a key of share 2 is served twice as often as one of share 1"
+    )
     scopes: tuple[Literal["infer", "operate", "admin"], ...] = Field(
         default=("infer",), min_length=1, description="admin includes operate, which includes infer"
     )
@@ -248,6 +236,9 @@ class KeyConfig(Section):
 class LedgerConfig(Section):
     url: str | None = Field(default=None, description="any SQLAlchemy URL; SQLite in state_dir if absent")
     deadline_s: float = Field(default=5, gt=0)
+    retention_days: float = Field(
+        default=30, gt=0, description="how long the journal, its decisions and request totals are kept, in days"
+    )
 
 
 class BindConfig(Section):
@@ -276,6 +267,7 @@ class FleetConfig(Section):
     engines: tuple[EngineConfig, ...] = Field(min_length=1)
     gateway: GatewayConfig = GatewayConfig()
     policies: PoliciesConfig = PoliciesConfig()
+    calendar: CalendarConfig = CalendarConfig()
     canary: CanaryConfig = CanaryConfig()
     recovery: RecoveryConfig = RecoveryConfig()
     ledger: LedgerConfig = LedgerConfig()
@@ -317,6 +309,8 @@ class FleetConfig(Section):
                 raise ValueError(
                     f"engine '{engine.name}': fallback model '{engine.fallback.model}' is no engine here: name one"
                 )
+        if (unknown := self.calendar.unknown(names)) is not None:
+            raise ValueError(unknown)
         if not self.bind.is_loopback and not self.keys:
             raise ValueError("bind.host is not loopback and there are no keys: add 'keys' or bind to 127.0.0.1")
         return self

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from rotator.config import EngineConfig, FleetConfig, Section
+from rotator.config import EngineConfig, FleetConfig
+from rotator.config_base import Section
 
 # What the service is built around at its start: sockets, the ledger, the devices it watches.
 _NEEDS_SERVICE_RESTART = ("bind", "state_dir", "devices.gpus", "ledger")

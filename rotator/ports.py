@@ -14,7 +14,7 @@ below: no adapter leaks another library's exception.
     └── LedgerError          the ledger could not be read or written
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -97,8 +97,8 @@ class EngineControl(Protocol):
 
     async def served_models(self, url: str, *, deadline_s: float) -> tuple[str, ...]: ...
 
-    async def can_freeze(self, url: str, *, deadline_s: float) -> bool:
-        """Whether its release knows ``mode=keep``, so that streams survive a sleep."""
+    async def can_freeze(self, url: str, levels: Collection[Level], *, deadline_s: float) -> bool:
+        """Whether its release keeps streams through a sleep at each of these levels."""
         ...
 
     async def sleep(self, url: str, *, level: Level, abort: bool, deadline_s: float) -> None:
@@ -111,6 +111,20 @@ class EngineControl(Protocol):
 
     async def resume(self, url: str, *, deadline_s: float) -> None:
         """Let a paused scheduler (level 0) go on."""
+        ...
+
+    async def sleep_bytes(self, url: str, *, bytes_per_gpu: int, deadline_s: float) -> None:
+        """Pause it, keeping requests in flight frozen, and free so many bytes on each of its GPUs: KV cache first, then
+        weights. Asked again of one that sleeps so, it frees so many more. Only for elastic engines."""
+        ...
+
+    async def wake_bytes(self, url: str, *, deadline_s: float) -> None:
+        """Bring back what ``sleep_bytes`` freed, and let it go on."""
+        ...
+
+    async def place_masters(self, url: str, *, where: str, deadline_s: float) -> None:
+        """Where the masters of its weights are kept from now on: ``host``, ``disk``, or ``none`` while it is awake.
+        Those that exist are moved or dropped before this returns. Only for engines whose allocator can."""
         ...
 
     async def generate(self, url: str, model: str, probe: Probe, *, deadline_s: float) -> Generation: ...
@@ -229,6 +243,7 @@ class Intent:
     reason: str
     plan: Mapping[str, Any] = field(default_factory=dict)  # the Swap it belongs to, as JSON
     at_wall_s: float = 0.0
+    decision: str | None = None  # what the swap was decided from, packed; comes with one intent of each swap
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,9 +275,11 @@ class EngineRecord:
     canary: Mapping[str, Any] | None = None  # the golden generation of this launch, as canary.py wrote it
     failures: int = 0
     reason: str = ""
-    wake_s: float | None = None  # measured, smoothed
+    wake_s: float | None = None  # measured, smoothed: from its preferred level
     sleep_s: float | None = None
     start_s: float | None = None
+    wake_costs: Mapping[str, float] | None = None  # the same by Depth
+    history: Mapping[str, Any] | None = None  # of its clients' requests, as core.history wrote it
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +305,18 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class Reservation:
+    """Engines that are kept awake once, from its begin until its end. ``id`` is the ledger's; 0 before it has one."""
+
+    engines: tuple[EngineName, ...]
+    begins_wall_s: float
+    ends_wall_s: float
+    priority: int = 0
+    note: str = ""
+    id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class OpenTransition:
     """An intent without an outcome: what was under way when the service died."""
 
@@ -304,6 +333,7 @@ class Recovered:
     leases: tuple[Lease, ...]
     open_transitions: tuple[OpenTransition, ...]
     cordons: frozenset[GpuId] = frozenset()
+    reservations: tuple[Reservation, ...] = ()  # that have not ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,6 +367,14 @@ class Ledger(Protocol):
 
     async def put_cordon(self, gpu: GpuId, cordoned: bool, reason: str) -> None: ...
 
+    async def add_reservation(self, made: Reservation) -> int:
+        """Keep it and return its id."""
+        ...
+
+    async def drop_reservation(self, id: int) -> bool:
+        """Whether it was there."""
+        ...
+
     def count_request(self, model: str, *, waited_s: float, outcome: str) -> None:
         """Add to the model's totals in memory, written in batches; never blocks, never raises."""
         ...
@@ -353,7 +391,7 @@ class Ledger(Protocol):
         limit: int = 100,
         cursor: str | None = None,
     ) -> Page:
-        """Rows of gpus, engines, residencies, leases, transitions, vram_samples or requests."""
+        """Rows of gpus, engines, residencies, leases, transitions, decisions, reservations, vram_samples, requests."""
         ...
 
     @property

@@ -2,8 +2,8 @@
 
 import asyncio
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from rotator.ports import (
     Page,
     Probe,
     Recovered,
+    Reservation,
     Residency,
 )
 from rotator.service.events import EventBus
@@ -63,6 +64,9 @@ class FakeEngine:
     start_error: str | None = None
     start_s: float = 10.0
     sleep_s: float = 0.5
+    freed_gib: float = 0.0  # by bytes, while it sleeps with the rest in place
+    masters: str = "host"
+    masters_error: str | None = None
     wake_s: float = 1.0
     version: str = "0.26.0"
     ready_at_s: float = 0.0
@@ -72,11 +76,14 @@ class FakeEngine:
     def held(self) -> int:
         if not self.running:
             return 0
+        if self.freed_gib and not self.lies:
+            return int((self.awake_gib - self.freed_gib) * GIB)
         shown = self.residue_gib if self.asleep and not self.lies else self.awake_gib
         return int(shown * GIB)
 
     def die(self, how: str = "killed by signal 9") -> None:
         self.running = self.asleep = False
+        self.freed_gib = 0.0
         if self.ended and not self.ended.done():
             self.ended.set_result(how)
 
@@ -147,7 +154,7 @@ class FakeControl:
     async def served_models(self, url: str, *, deadline_s: float) -> tuple[str, ...]:
         return ((await self._call(url, deadline_s)).name,)
 
-    async def can_freeze(self, url: str, *, deadline_s: float) -> bool:
+    async def can_freeze(self, url: str, levels: Collection[Level], *, deadline_s: float) -> bool:
         return not (await self._call(url, deadline_s)).version.startswith("0.19")
 
     async def sleep(self, url: str, *, level: Level, abort: bool, deadline_s: float) -> None:
@@ -166,6 +173,28 @@ class FakeControl:
         engine.garbage = engine.wake_garbage
         for gpu in engine.gpus:
             assert self._box.used(gpu) <= self._box.totals[gpu], f"waking {engine.name} overcommitted {gpu}"
+
+    async def sleep_bytes(self, url: str, *, bytes_per_gpu: int, deadline_s: float) -> None:
+        self._box.log.append(f"free {self._box.at(url).name} {bytes_per_gpu / GIB:.1f}")
+        engine = await self._call(url, deadline_s, 0.05)
+        if engine.sleep_error:
+            raise EngineRefused(engine.sleep_error, 500)
+        engine.asleep = True
+        engine.freed_gib = min(engine.freed_gib + bytes_per_gpu / GIB, engine.awake_gib - engine.residue_gib)
+
+    async def wake_bytes(self, url: str, *, deadline_s: float) -> None:
+        self._box.log.append(f"restore {self._box.at(url).name}")
+        engine = await self._call(url, deadline_s, 0.1)
+        engine.asleep, engine.freed_gib = False, 0.0
+        for gpu in engine.gpus:
+            assert self._box.used(gpu) <= self._box.totals[gpu], f"restoring {engine.name} overcommitted {gpu}"
+
+    async def place_masters(self, url: str, *, where: str, deadline_s: float) -> None:
+        self._box.log.append(f"masters {self._box.at(url).name} {where}")
+        engine = await self._call(url, deadline_s, 0.05)
+        if engine.masters_error:
+            raise EngineRefused(engine.masters_error, 500)
+        engine.masters = where
 
     async def resume(self, url: str, *, deadline_s: float) -> None:
         await self._call(url, deadline_s)
@@ -241,6 +270,7 @@ class FakeLedger:
         self.residencies: dict[tuple[str, str], Residency] = {}
         self.requests: list[tuple[str, float, str]] = []
         self.cordons: set[GpuId] = set()
+        self.reservations: dict[int, Reservation] = {}
         self._ids = itertools.count(1)
 
     @property
@@ -253,7 +283,8 @@ class FakeLedger:
 
     async def recover(self) -> Recovered:
         unfinished = tuple(OpenTransition(i, t) for i, (t, o) in self.transitions.items() if o is None)
-        return Recovered(dict(self.engines), tuple(self.residencies.values()), (), unfinished, frozenset(self.cordons))
+        residencies, reservations = tuple(self.residencies.values()), tuple(self.reservations.values())
+        return Recovered(dict(self.engines), residencies, (), unfinished, frozenset(self.cordons), reservations)
 
     async def open_transition(self, intent: Intent) -> int:
         self._write()
@@ -288,6 +319,16 @@ class FakeLedger:
         self._write()
         (self.cordons.add if cordoned else self.cordons.discard)(gpu)
 
+    async def add_reservation(self, made: Reservation) -> int:
+        self._write()
+        id = next(self._ids)
+        self.reservations[id] = replace(made, id=id)
+        return id
+
+    async def drop_reservation(self, id: int) -> bool:
+        self._write()
+        return self.reservations.pop(id, None) is not None
+
     def count_request(self, model: str, *, waited_s: float, outcome: str) -> None:
         self.requests.append((model, waited_s, outcome))
 
@@ -306,7 +347,9 @@ class FakeLedger:
 class Service:
     """The loop over a fake box, as the composition root builds it over the real one."""
 
-    def __init__(self, box: Box, config: FleetConfig, ledger: FakeLedger) -> None:
+    def __init__(
+        self, box: Box, config: FleetConfig, ledger: FakeLedger, wall: Callable[[], float] = lambda: 0.0
+    ) -> None:
         self.box, self.config, self.ledger = box, config, ledger
         self.bus = EventBus(lambda: 0.0)
         self.launcher = FakeLauncher(box)
@@ -328,7 +371,7 @@ class Service:
             host=lambda: HostMemory(4000 * GIB, 4000 * GIB),
         )
         self.fleet = Fleet(config, self.traffic, lambda: 0.0)
-        self.loop = Loop(world, self.fleet, lambda: 0.0)
+        self.loop = Loop(world, self.fleet, wall)
         self.operator = Operator(self.loop, self._no_reload, "fleet.yaml")
         self._task: asyncio.Task[None] | None = None
 
@@ -425,5 +468,10 @@ def make_config(box: Box, text: str = "", **per_engine: Mapping[str, Any]) -> Fl
     return config.model_copy(update={"engines": engines})
 
 
-def make_service(box: Box, config: FleetConfig | None = None, ledger: FakeLedger | None = None) -> Service:
-    return Service(box, config or make_config(box), ledger or FakeLedger())
+def make_service(
+    box: Box,
+    config: FleetConfig | None = None,
+    ledger: FakeLedger | None = None,
+    wall: Callable[[], float] = lambda: 0.0,
+) -> Service:
+    return Service(box, config or make_config(box), ledger or FakeLedger(), wall)

@@ -47,8 +47,6 @@ void Copies::queue_by_kernel(const Piece& piece) {
 
 // Copies the head of `piece` through the engine, bit by bit, and looks how long that takes.
 bool Copies::engine_is_busy(Piece& piece) {
-  // Kernels that still copy would be in its way.
-  for (const Stream& stream : device_.copies) RA_TRY(device_.driver, StreamSynchronize, stream.get());
   const CUstream stream = next_stream();
   for (int i = 0; i < kProbes && piece.nbytes != 0; ++i) {
     const std::size_t nbytes = arena_.run_bytes(piece.host, std::min(piece.nbytes, device_.granularity));
@@ -75,7 +73,12 @@ void Copies::queue_parts(Piece piece) {
 
 void Copies::flush() {
   if (pieces_.empty()) return;
-  if (by_kernel_) by_kernel_ = engine_is_busy(pieces_.front());
+  if (by_kernel_ && !std::exchange(probed_, true)) {
+    by_kernel_ = engine_is_busy(pieces_.front());
+  } else if (by_kernel_) {
+    // Mapping waits for kernels that run, so they are not queued far ahead of it.
+    RA_TRY(device_.driver, StreamSynchronize, device_.copies[next_ % kCopyStreams].get());
+  }
   for (const Piece& piece : pieces_) queue_parts(piece);
   pieces_.clear();
 }

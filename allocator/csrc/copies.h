@@ -11,8 +11,8 @@ namespace rotator {
 // Collects pieces, joins neighbours, and spreads what is left over the device's copy streams.
 //
 // The driver clears memory that was given back, with a copy engine and only after the fact. A wake right behind a sleep
-// finds that engine busy for as long as it takes (0.25 s after 108 GiB on an H200), so copies to the device begin with
-// kernels and change to the engine once a small copy through it comes back at once.
+// finds that engine busy for as long as it takes (0.25 s after 108 GiB on an H200): then kernels copy instead, all of
+// one wake. What was tried besides is in docs/allocator.md.
 class Copies {
  public:
   enum class Direction { kToHost, kToDevice };
@@ -38,7 +38,8 @@ class Copies {
   Device& device_;
   const HostArena& arena_;
   const Direction direction_;
-  bool by_kernel_;  // until the engine was seen free
+  bool by_kernel_;  // as far as is known before the first flush
+  bool probed_ = false;
   std::vector<Piece> pieces_;
   std::size_t next_ = 0;
 };

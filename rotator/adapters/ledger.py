@@ -14,6 +14,7 @@ from typing import Self, TypeVar
 
 from sqlalchemy import Connection
 
+from rotator.adapters import ledger_keep as keep
 from rotator.adapters import ledger_lives as lives
 from rotator.adapters import ledger_rows as sql
 from rotator.adapters.ledger_buffers import BATCH_MAX, Batch, Buffers
@@ -21,7 +22,18 @@ from rotator.adapters.ledger_database import STORE_ERRORS, Database, parse
 from rotator.adapters.ledger_query import answer, question
 from rotator.adapters.ledger_worker import Stuck, Worker
 from rotator.core.values import GpuId
-from rotator.ports import EngineRecord, GpuInfo, Intent, Lease, LedgerError, Outcome, Page, Recovered, Residency
+from rotator.ports import (
+    EngineRecord,
+    GpuInfo,
+    Intent,
+    Lease,
+    LedgerError,
+    Outcome,
+    Page,
+    Recovered,
+    Reservation,
+    Residency,
+)
 
 FLUSH_EVERY_S = 1.0
 RETENTION_EVERY_S = 60.0
@@ -37,15 +49,23 @@ class SqlLedger:
     """Implements ``rotator.ports.Ledger``. Made by ``open``; every coroutine raises only LedgerError."""
 
     def __init__(
-        self, database: Database, *, deadline_s: float, sample_retention_h: float, wall: Callable[[], float]
+        self,
+        database: Database,
+        *,
+        deadline_s: float,
+        sample_retention_h: float,
+        wall: Callable[[], float],
+        worker: Callable[[str], Worker] = Worker,
+        retention_days: float = 30.0,
     ) -> None:
         self._database = database
         self._deadline_s = deadline_s
         self._retention_s = sample_retention_h * 3600
+        self._journal_retention_s = retention_days * 86400
         self._wall = wall
-        self._writer = Worker("ledger's writer")
+        self._writer = worker("ledger's writer")
         # Another database, or one in memory, has no readers beside its writer worth a second thread.
-        self._reader = Worker("ledger's reader") if database.is_file else self._writer
+        self._reader = worker("ledger's reader") if database.is_file else self._writer
         self._buffers = Buffers()
         self._batch_is_due = asyncio.Event()
         self._life = 0
@@ -58,16 +78,32 @@ class SqlLedger:
 
     @classmethod
     async def open(
-        cls, url: str, *, deadline_s: float, sample_retention_h: float, wall: Callable[[], float] = time.time
+        cls,
+        url: str,
+        *,
+        deadline_s: float,
+        sample_retention_h: float,
+        wall: Callable[[], float] = time.time,
+        worker: Callable[[str], Worker] = Worker,
+        retention_days: float = 30.0,
     ) -> Self:
         """Open (or begin) the ledger at a SQLAlchemy URL, migrate it and take hold of it.
 
-        ``deadline_s`` bounds every later call, ``sample_retention_h`` is how long VRAM samples are kept. Raises
-        LedgerError that says what to do: held by another service, written by a newer one, disk full, no such driver.
+        ``deadline_s`` bounds every later call, ``sample_retention_h`` is how long VRAM samples are kept,
+        ``retention_days`` how long journal, decisions, request totals and reservations are kept once they are over,
+        ``worker`` makes what carries out calls (a simulation's has no threads). Raises LedgerError that says what to
+        do: held by another service, written by a newer one, disk full, no such driver.
         """
         # SQLite waits for another program's lock by itself; it must give up first, to say so.
         database = Database(parse(url), busy_s=deadline_s * 0.8)
-        ledger = cls(database, deadline_s=deadline_s, sample_retention_h=sample_retention_h, wall=wall)
+        ledger = cls(
+            database,
+            deadline_s=deadline_s,
+            sample_retention_h=sample_retention_h,
+            wall=wall,
+            worker=worker,
+            retention_days=retention_days,
+        )
         try:
             await ledger._begin()
         except BaseException:
@@ -124,6 +160,18 @@ class SqlLedger:
         now_wall_s = self._wall()
         await self._write(lambda c: sql.put_cordon(c, gpu, cordoned, reason, now_wall_s))
 
+    async def add_reservation(self, made: Reservation) -> int:
+        now_wall_s = self._wall()
+
+        def late(id: int) -> None:  # nobody knows its number: it must not come into force after a restart
+            with self._database.write() as connection:
+                keep.drop_reservation(connection, id)
+
+        return await self._write(lambda c: keep.add_reservation(c, made, now_wall_s), late=late)
+
+    async def drop_reservation(self, id: int) -> bool:
+        return await self._write(lambda c: keep.drop_reservation(c, id))
+
     # -- what the data plane counts ----------------------------------------------------------------------------------
 
     def count_request(self, model: str, *, waited_s: float, outcome: str) -> None:
@@ -161,7 +209,7 @@ class SqlLedger:
         return await self._read(lambda c: answer(c, asked))
 
     async def totals(self) -> Mapping[str, Mapping[str, float]]:
-        """Per model, over all time: requests, failed, client_left, waited_s_sum, waited_s_max. What is in
+        """Per model, over all that is kept: requests, failed, client_left, waited_s_sum, waited_s_max. What is in
         memory is included where it can be written."""
         with contextlib.suppress(LedgerError):
             await self.flush()
@@ -302,12 +350,16 @@ class SqlLedger:
         if not self._database.is_file and now_s >= self._beat_at_s:
             await self._write(lambda c: lives.beat(c, self._life))
             self._beat_at_s = now_s + lives.BEAT_EVERY_S
-        if now_s >= self._retain_at_s:
-            before_wall_s = self._wall() - self._retention_s
-            # One small batch a round, so that an intent never waits behind a long deletion.
-            dropped = await self._write(lambda c: sql.drop_old_samples(c, before_wall_s, RETENTION_BATCH_MAX))
-            if dropped < RETENTION_BATCH_MAX:
-                self._retain_at_s = now_s + RETENTION_EVERY_S
+        if now_s >= self._retain_at_s and await self._retain() < RETENTION_BATCH_MAX:
+            self._retain_at_s = now_s + RETENTION_EVERY_S
+
+    async def _retain(self) -> int:
+        """Drop what is old: one small batch of each table a round, so that an intent never waits behind a long
+        deletion. Returns the most rows that went from any."""
+        now_wall_s = self._wall()
+        samples, journal = now_wall_s - self._retention_s, now_wall_s - self._journal_retention_s
+        dropped = await self._write(lambda c: keep.drop_old_samples(c, samples, RETENTION_BATCH_MAX))
+        return max(dropped, await self._write(lambda c: keep.drop_old_journal(c, journal, RETENTION_BATCH_MAX)))
 
     async def _write_batches(self) -> LedgerError | None:
         """Empty the buffers. Returns what stopped it."""

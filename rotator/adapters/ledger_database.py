@@ -178,7 +178,7 @@ def _refuse_second(handle: int, place: str | None) -> NoReturn:
 
 def _engines(url: URL, busy_s: float) -> tuple[Engine, Engine]:
     """The writer's engine and the readers'. They are one where the database has no such distinction."""
-    common: dict[str, Any] = {"json_serializer": _to_json, "json_deserializer": orjson.loads}
+    common = json_codec()
     try:
         if url.get_backend_name() != "sqlite":
             engine = create_engine(url, pool_size=2, max_overflow=1, pool_pre_ping=True, **common)
@@ -240,6 +240,11 @@ def _alembic() -> Config:
     config.set_main_option("script_location", "rotator.adapters:migrations")
     config.set_main_option("path_separator", "os")
     return config
+
+
+def json_codec() -> dict[str, Any]:
+    """What an engine needs to write and read JSON columns as the ledger does."""
+    return {"json_serializer": _to_json, "json_deserializer": orjson.loads}
 
 
 def _to_json(value: Any) -> str:

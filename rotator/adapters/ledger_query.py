@@ -28,11 +28,13 @@ from sqlalchemy import (
 )
 
 from rotator.adapters.ledger_tables import (
+    DECISIONS,
     ENGINES,
     GPUS,
     LEASES,
     LIVES,
     REQUESTS,
+    RESERVATIONS,
     RESIDENCIES,
     TRANSITIONS,
     VRAM_SAMPLES,
@@ -66,6 +68,8 @@ SHELVES: Mapping[str, Shelf] = {
     "residencies": Shelf(RESIDENCIES, ("updated_at_wall_s", "engine", "gpu"), "updated_at_wall_s"),
     "leases": Shelf(LEASES, ("updated_at_wall_s", "gpu", "holder"), "updated_at_wall_s"),
     "transitions": Shelf(TRANSITIONS, ("id",), "opened_at_wall_s"),
+    "decisions": Shelf(DECISIONS, ("at_wall_s", "swap_id"), "at_wall_s"),
+    "reservations": Shelf(RESERVATIONS, ("id",), "begins_wall_s"),
     "vram_samples": Shelf(VRAM_SAMPLES, ("id",), "at_wall_s"),
     "requests": Shelf(REQUESTS, ("minute_wall_s", "model"), "minute_wall_s"),
     "lives": Shelf(LIVES, ("id",), "started_at_wall_s", hidden=("holds", "beat", "ballast")),
@@ -105,9 +109,9 @@ def answer(connection: Connection, asked: Question) -> Page:
 
 def _condition(table: str, shelf: Shelf, name: str, value: str) -> ColumnElement[bool]:
     if name == "since":
-        return shelf.table.c[shelf.time] >= _time(name, value)
+        return shelf.table.c[shelf.time] >= moment(name, value)
     if name == "until":
-        return shelf.table.c[shelf.time] < _time(name, value)
+        return shelf.table.c[shelf.time] < moment(name, value)
     if name not in shelf.filters:
         raise ValueError(f"no filter '{name}' for {table}: there are {', '.join((*shelf.filters, 'since', 'until'))}")
     column = shelf.table.c[name]
@@ -136,7 +140,7 @@ def _integer(value: str) -> int:
     return number
 
 
-def _time(name: str, value: str) -> float:
+def moment(name: str, value: str) -> float:
     """Unix seconds, or ISO 8601 (UTC where it names no zone)."""
     try:
         return float(value)

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, Row, Table, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, Table, bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 
+from rotator.adapters import ledger_keep as keep
 from rotator.adapters.ledger_buffers import RequestKey, RequestTotals, VramSample
 from rotator.adapters.ledger_tables import (
     ENGINES,
@@ -38,13 +39,15 @@ Values = Mapping[str, Any]
 def upsert(connection: Connection, table: Table, key: Values, values: Values) -> None:
     """Write one row, whether it is there or not. Portable: the ledger has one writer, so nobody comes between."""
     if not _update(connection, table, key, values):
-        connection.execute(insert(table).values(**key, **values))
+        connection.execute(insert(table), {**key, **values})
 
 
 def _update(connection: Connection, table: Table, key: Values, values: Values) -> bool:
-    """Whether the row was there."""
-    here = [table.c[name] == value for name, value in key.items()]
-    return connection.execute(update(table).where(*here).values(**values)).rowcount > 0
+    """Whether the row was there. Values go beside the statement, not into it: building one with them takes longer than
+    to run it."""
+    here = [table.c[name] == bindparam(f"key_{name}") for name in key]
+    given = {**{f"key_{name}": value for name, value in key.items()}, **values}
+    return connection.execute(update(table).where(*here), given).rowcount > 0
 
 
 # -- the journal -----------------------------------------------------------------------------------------------------
@@ -64,6 +67,7 @@ def open_transition(connection: Connection, life: int, intent: Intent, now_wall_
         "result": OPEN,
     }
     result = connection.execute(insert(TRANSITIONS), row)
+    keep.put_decision(connection, intent, now_wall_s)
     return new_id(result)
 
 
@@ -109,7 +113,7 @@ def put_residencies(connection: Connection, rows: Sequence[Residency], now_wall_
         if not _update(connection, RESIDENCIES, key, values):
             _ensure(connection, ENGINES, "engine", row.engine, now_wall_s)
             _ensure(connection, GPUS, "id", row.gpu, now_wall_s)
-            connection.execute(insert(RESIDENCIES).values(**key, **values))
+            connection.execute(insert(RESIDENCIES), {**key, **values})
 
 
 def put_lease(connection: Connection, lease: Lease, now_wall_s: float) -> None:
@@ -150,14 +154,26 @@ def _ensure(connection: Connection, table: Table, key: str, value: str, now_wall
 def recover(connection: Connection, now_wall_s: float) -> Recovered:
     """Everything an earlier life left. Leases that have expired meanwhile are deleted."""
     connection.execute(delete(LEASES).where(LEASES.c.expires_wall_s <= now_wall_s))
-    engines = [_engine(row) for row in connection.execute(select(ENGINES))]
     opened = select(TRANSITIONS).where(TRANSITIONS.c.result == OPEN).order_by(TRANSITIONS.c.id)
+    known = measured(connection)
     return Recovered(
-        engines={record.engine: record for record in engines},
-        residencies=tuple(Residency(*row) for row in connection.execute(select(*list(RESIDENCIES.c)[:6]))),
+        engines=known.engines,
+        residencies=known.residencies,
         leases=tuple(Lease(*row) for row in connection.execute(select(*list(LEASES.c)[:4]))),
         open_transitions=tuple(_open_transition(row) for row in connection.execute(opened)),
         cordons=frozenset(connection.execute(select(GPUS.c.id).where(GPUS.c.cordoned)).scalars()),
+        reservations=keep.reservations(connection, now_wall_s),
+    )
+
+
+def measured(connection: Connection) -> Recovered:
+    """What is known of engines and their bytes, and nothing of what was under way."""
+    engines = [_engine(row) for row in connection.execute(select(ENGINES))]
+    return Recovered(
+        engines={record.engine: record for record in engines},
+        residencies=tuple(Residency(*row) for row in connection.execute(select(*list(RESIDENCIES.c)[:6]))),
+        leases=(),
+        open_transitions=(),
     )
 
 
@@ -197,16 +213,6 @@ def add_requests(connection: Connection, totals: Mapping[RequestKey, RequestTota
         had = connection.execute(select(REQUESTS).where(*here)).one_or_none()
         total = more if had is None else more.plus(RequestTotals(*had[2:]))
         upsert(connection, REQUESTS, {"model": model, "minute_wall_s": minute_wall_s}, asdict(total))
-
-
-def drop_old_samples(connection: Connection, before_wall_s: float, batch: int) -> int:
-    """Delete at most ``batch`` samples older than ``before_wall_s``, the oldest first; returns how many."""
-    c = VRAM_SAMPLES.c
-    old = connection.execute(select(c.id).where(c.at_wall_s < before_wall_s).order_by(c.at_wall_s).limit(batch))
-    ids = list(old.scalars())
-    if ids:
-        connection.execute(delete(VRAM_SAMPLES).where(c.id.in_(ids)))
-    return len(ids)
 
 
 def totals(connection: Connection) -> dict[str, dict[str, float]]:

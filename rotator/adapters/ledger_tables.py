@@ -90,6 +90,8 @@ ENGINES = Table(
     Column("wake_s", Float(53), nullable=True),
     Column("sleep_s", Float(53), nullable=True),
     Column("start_s", Float(53), nullable=True),
+    Column("wake_costs", JSON(none_as_null=True), nullable=True),
+    Column("history", JSON(none_as_null=True), nullable=True),
     Column("updated_at_wall_s", Float(53), nullable=False),
 )
 
@@ -141,6 +143,29 @@ TRANSITIONS = Table(
     Index(None, "engine", "id"),
     Index(None, "swap_id"),
     Index(None, "opened_at_wall_s"),
+)
+
+RESERVATIONS = Table(
+    "reservations",
+    METADATA,
+    Column("id", _ROW_ID, primary_key=True),
+    Column("engines", JSON, nullable=False),
+    Column("begins_wall_s", Float(53), nullable=False),
+    Column("ends_wall_s", Float(53), nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("created_at_wall_s", Float(53), nullable=False),
+    Index(None, "ends_wall_s"),
+)
+
+# What a swap was decided from. Apart from the journal, whose rows people read.
+DECISIONS = Table(
+    "decisions",
+    METADATA,
+    Column("swap_id", _NAME, primary_key=True),
+    Column("at_wall_s", Float(53), nullable=False),
+    Column("snapshot", Text, nullable=False),  # see core/snapshot_text.py
+    Index(None, "at_wall_s"),
 )
 
 VRAM_SAMPLES = Table(

@@ -81,9 +81,7 @@ class Worker:
         self._lock = threading.Lock()  # guards every job's phase and _overdue; held for a few instructions only
         self._overdue: object | None = None
         self._is_stopped = False
-        # A daemon: a hung disk must not keep the process from ending.
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
+        self._begin_work()
 
     @property
     def is_stuck(self) -> bool:
@@ -154,17 +152,23 @@ class Worker:
         if is_done and job.late is not None:
             self._jobs.put(_Job(job.tell_late, None))
 
+    def _begin_work(self) -> None:
+        # A daemon: a hung disk must not keep the process from ending.
+        threading.Thread(target=self._work, name=self._name, daemon=True).start()
+
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            if not self._begin(job):
-                continue
-            job.run()
-            if self._finish(job):
-                job.tell_late()
-            with self._lock:
-                if self._overdue is job:
-                    self._overdue = None
-            job.wake_caller()
+            if self._begin(job):
+                job.run()
+                self._end(job)
+
+    def _end(self, job: _Job[Any]) -> None:
+        if self._finish(job):
+            job.tell_late()
+        with self._lock:
+            if self._overdue is job:
+                self._overdue = None
+        job.wake_caller()
 
     def _begin(self, job: _Job[object]) -> bool:
         with self._lock:

@@ -2,12 +2,12 @@
 query string only: a body is ignored there, so that a level sent in it would silently mean 1."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rotator.adapters.vllm_answers import PROBES, read_probe, unwelcome
-from rotator.adapters.vllm_dialect import Dialect, dialect_of
-from rotator.adapters.vllm_http import Answer, Deadline, EngineHttp
+from rotator.adapters.vllm_dialect import Dialect, Mode, dialect_of
+from rotator.adapters.vllm_http import Answer, Deadline, EngineHttp, Exchange
 from rotator.core.values import Level
 from rotator.ports import EngineError, EngineRefused, EngineUnreachable, Generation, Probe
 
@@ -16,10 +16,11 @@ log = logging.getLogger(__name__)
 
 class VllmControl:
     """EngineControl over HTTP. Every method raises EngineTimeout, EngineUnreachable or EngineRefused, and nothing else.
-    ``connect_s`` bounds a connection's set-up: an engine on loopback answers that at once or not at all."""
+    ``connect_s`` bounds a connection's set-up: an engine on loopback answers that at once or not at all. ``exchange``
+    carries the requests instead of HTTP: simulations replace the network there."""
 
-    def __init__(self, *, connect_s: float = 5.0) -> None:
-        self._http = EngineHttp(connect_s=connect_s)
+    def __init__(self, *, connect_s: float = 5.0, exchange: Exchange | None = None) -> None:
+        self._http = EngineHttp(connect_s=connect_s, exchange=exchange)
         self._noted: set[tuple[str, str]] = set()
 
     async def version(self, url: str, *, deadline_s: float) -> str:
@@ -42,8 +43,9 @@ class VllmControl:
             raise EngineUnreachable(f"{answer.where} lists no models: is it really vLLM?")
         return tuple(str(card["id"]) for card in cards if isinstance(card, dict) and "id" in card)
 
-    async def can_freeze(self, url: str, *, deadline_s: float) -> bool:
-        return (await self._dialect(url, Deadline(deadline_s))).knows_mode
+    async def can_freeze(self, url: str, levels: Collection[Level], *, deadline_s: float) -> bool:
+        dialect = await self._dialect(url, Deadline(deadline_s))
+        return dialect.knows_mode and all(dialect.sleep_mode(at, abort=False) is Mode.KEEP for at in levels)
 
     async def sleep(self, url: str, *, level: Level, abort: bool, deadline_s: float) -> None:
         deadline = Deadline(deadline_s)
@@ -65,6 +67,27 @@ class VllmControl:
 
     async def resume(self, url: str, *, deadline_s: float) -> None:
         await self._wake_tags(url, ("scheduling",), Deadline(deadline_s))
+
+    async def sleep_bytes(self, url: str, *, bytes_per_gpu: int, deadline_s: float) -> None:
+        deadline = Deadline(deadline_s)
+        if not await self._is_sleeping(url, deadline):  # one that sleeps so already only frees more
+            query = (("level", str(int(Level.PAUSE))), ("mode", Mode.KEEP.value))
+            answer = await self._http.call("POST", url, "/sleep", deadline, query=query)
+            if not _says(answer, "sleeping", Level.PAUSE):
+                await self._expect_sleeping(url, True, deadline)
+        await self._rpc(url, "rotator_sleep_bytes", (bytes_per_gpu,), deadline)
+
+    async def wake_bytes(self, url: str, *, deadline_s: float) -> None:
+        deadline = Deadline(deadline_s)
+        await self._rpc(url, "rotator_wake", (), deadline)
+        await self._wake_tags(url, ("scheduling",), deadline)
+
+    async def place_masters(self, url: str, *, where: str, deadline_s: float) -> None:
+        await self._rpc(url, "rotator_masters", (where,), Deadline(deadline_s))
+
+    async def _rpc(self, url: str, method: str, args: Sequence[Any], deadline: Deadline) -> None:
+        """Have every rank of the engine run one of our own methods, which its allocator's plugin brings."""
+        await self._http.call("POST", url, "/collective_rpc", deadline, body={"method": method, "args": list(args)})
 
     async def generate(self, url: str, model: str, probe: Probe, *, deadline_s: float) -> Generation:
         """Try the routes on which a model may answer, most models on the first; what a pooling model answers is a

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,13 @@ _QUOTED_CHARS_MAX = 300
 _DEV_MODE_HINT = (
     "it does not know this route: start it with VLLM_SERVER_DEV_MODE=1 in its environment and --enable-sleep-mode"
 )
+
+
+# method, URL, query, body -> status, raw body; raises as aiohttp does
+Exchange = Callable[
+    [str, str, Sequence[tuple[str, str]], Mapping[str, Any] | None],
+    Awaitable[tuple[int, bytes]],
+]
 
 
 class Deadline:
@@ -57,10 +64,11 @@ class Answer:
 
 class EngineHttp:
     """A session whose connections live for one call each: an engine that was relaunched at the same URL is never
-    spoken to over a connection to its former self."""
+    spoken to over a connection to its former self. ``exchange`` takes the session's place where it is given."""
 
-    def __init__(self, *, connect_s: float = 5.0) -> None:
+    def __init__(self, *, connect_s: float = 5.0, exchange: Exchange | None = None) -> None:
         self._connect_s = connect_s
+        self._exchange = exchange or self._over_http
         self._session: aiohttp.ClientSession | None = None
 
     async def call(
@@ -89,7 +97,7 @@ class EngineHttp:
             raise EngineRefused(f"{where}: {_refusal(path, status, raw)}", status)
         return Answer(where, raw)
 
-    async def _exchange(
+    async def _over_http(
         self, method: str, url: str, query: Sequence[tuple[str, str]], body: Mapping[str, Any] | None
     ) -> tuple[int, bytes]:
         data = None if body is None else orjson.dumps(body)

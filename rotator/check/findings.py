@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from rotator.ports import HostMemory
+from rotator.ports import HostMemory, Recovered
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,12 @@ class Surroundings(Protocol):
 
     def memlock_bytes(self) -> int | None:
         """How much memory a process may lock; None for no limit."""
+        ...
+
+    def now_wall_s(self) -> float: ...
+
+    def remembered(self, url: str) -> Recovered | None:
+        """What the ledger at this URL tells of engines' bytes and seconds; None where there is none to read."""
         ...
 
     def ledger_problem(self, url: str) -> str | None:

@@ -4,10 +4,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rotator.check.findings import Finding, Surroundings, error, warning
-from rotator.check.vllm import check_command, is_vllm, memory_share, model_argument
+from rotator.check.planned import is_allowed, ledger_url, names_gpu, planned_engines, planned_gpus
+from rotator.check.turns import check_bounds, check_calendar
+from rotator.check.vllm import check_command, is_vllm, model_argument
 from rotator.config import GIB, EngineConfig, FleetConfig
 from rotator.core.placement import gib, never_fits
-from rotator.core.values import Engine, Gpu, GpuId, State
+from rotator.core.values import Engine, Gpu, GpuId
 from rotator.ports import DeviceError, Devices, GpuInfo
 
 _EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -19,7 +21,7 @@ async def check_fleet(fleet: FleetConfig, devices: Devices, around: Surroundings
     for engine in fleet.engines:
         found += _engine(engine, around)
     found += _host_memory(fleet, around)
-    found += await _gpus(fleet, devices)
+    found += await _gpus(fleet, devices, around)
     return tuple(found)
 
 
@@ -116,65 +118,39 @@ def _masters_bytes(engine: EngineConfig) -> int:
 # -- GPUs ------------------------------------------------------------------------------------------------------------
 
 
-async def _gpus(fleet: FleetConfig, devices: Devices) -> list[Finding]:
+async def _gpus(fleet: FleetConfig, devices: Devices, around: Surroundings) -> list[Finding]:
     try:
         inventory = await devices.inventory(deadline_s=max(10.0, fleet.devices.read_deadline_s))
     except DeviceError as e:
         fix = "install the driver, or run this where the GPUs are"
         return [error("devices", f"the GPUs cannot be listed ({e})", fix)]
-    allowed = {i.id: i for i in inventory if _is_allowed(fleet, i)}
+    allowed = {i.id: i for i in inventory if is_allowed(fleet, i)}
     found = list(_missing(fleet, inventory, allowed))
-    reserve = int(fleet.devices.reserve_gib * GIB)
-    gpus = {id: Gpu(id, info.total_bytes, reserve_bytes=reserve) for id, info in allowed.items()}
-    engines = [e for e in (_planned(engine, allowed) for engine in fleet.engines) if e is not None]
+    gpus = planned_gpus(fleet, allowed)
+    known = around.remembered(ledger_url(fleet))
+    engines = planned_engines(fleet, allowed, known)
     found += [Finding(line) for line in never_fits(gpus, engines)]
     found += _residues(gpus, engines)
+    found += check_bounds(fleet, engines, gpus, known)
+    found += check_calendar(fleet, engines, gpus, around.now_wall_s())
     found += await _foreign(fleet, devices, allowed)
     return found
-
-
-def _is_allowed(fleet: FleetConfig, info: GpuInfo) -> bool:
-    return fleet.devices.gpus == "all" or any(_names(name, info) for name in fleet.devices.gpus)
-
-
-def _names(name: int | str, info: GpuInfo) -> bool:
-    return str(name) in (str(info.index), info.id)
 
 
 def _missing(fleet: FleetConfig, inventory: tuple[GpuInfo, ...], allowed: Mapping[GpuId, GpuInfo]) -> Iterator[Finding]:
     listed = ", ".join(f"{i.index} ({i.id})" for i in inventory) or "none"
     if fleet.devices.gpus != "all":
         for name in fleet.devices.gpus:
-            if not any(_names(name, info) for info in inventory):
+            if not any(names_gpu(name, info) for info in inventory):
                 yield error("devices.gpus", f"there is no GPU {name}", f"name one of {listed}")
     for engine in fleet.engines:
         for name in engine.gpus:
-            known = next((info for info in inventory if _names(name, info)), None)
+            known = next((info for info in inventory if names_gpu(name, info)), None)
             if known is None:
                 yield error(f"engine '{engine.name}'.gpus", f"there is no GPU {name}", f"name one of {listed}")
             elif known.id not in allowed:
                 problem = f"GPU {name} is not in devices.gpus"
                 yield error(f"engine '{engine.name}'.gpus", problem, "add it there, or name another")
-
-
-def _planned(engine: EngineConfig, allowed: Mapping[GpuId, GpuInfo]) -> Engine | None:
-    """The engine as the planner would see it before the first measurement; None where a GPU of it is unknown."""
-    infos = [info for name in engine.gpus for info in allowed.values() if _names(name, info)]
-    if len(infos) != len(engine.gpus):
-        return None
-    footprint = engine.footprint
-    share = memory_share(engine.command)
-    awake = [int(footprint.awake_gib * GIB) if footprint else int(share * i.total_bytes) for i in infos]
-    residue = int((footprint.residue_gib if footprint else 2.0) * GIB)
-    return Engine(
-        name=engine.name,
-        gpus=tuple(info.id for info in infos),
-        state=State.STOPPED,
-        awake_bytes=tuple(awake),
-        residue_bytes=tuple(min(residue, size) for size in awake),
-        can_stop=engine.launcher != "attach",
-        pinned=engine.pin,
-    )
 
 
 def _residues(gpus: Mapping[GpuId, Gpu], engines: list[Engine]) -> Iterator[Finding]:

@@ -118,6 +118,49 @@ def engine_setting(action: str, help_text: str) -> Callable[..., None]:
     return command
 
 
+def reserve(
+    context: typer.Context,
+    models: Annotated[list[str], typer.Argument(help="engines' names or aliases, awake together")],
+    start: Annotated[str | None, typer.Option("--start", help="e.g. 2026-11-22T09:00; absent: now")] = None,
+    end: Annotated[str | None, typer.Option("--end", help="like --start")] = None,
+    hours: Annotated[float | None, typer.Option("--hours", min=0.001, max=744, help="instead of --end")] = None,
+    priority: Annotated[int, typer.Option("--priority", min=-100, max=100, help="lower windows yield to it")] = 0,
+    note: Annotated[str, typer.Option("--note", help="shown wherever the reservation is")] = "",
+    url: Url = URL_DEFAULT,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Keep models awake once. Times without a zone are in the calendar's."""
+    if (end is None) == (hours is None):
+        raise typer.BadParameter("give one of --end and --hours", param_hint="--end")
+    body = {
+        "engines": models,
+        "start": start,
+        "end": end,
+        "duration_s": None if hours is None else hours * 3600,
+        "priority": priority,
+        "note": note,
+    }
+    view = client(context, url, key).post("/reservations", body)
+    _say(view, as_json, f"reservation {view['id']}: {_span(view)}")
+
+
+def unreserve(
+    context: typer.Context,
+    id: Annotated[int, typer.Argument(help="its number, as `rotator reservations` shows it")],
+    url: Url = URL_DEFAULT,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take a reservation back."""
+    view = client(context, url, key).delete(f"/reservations/{id}")
+    _say(view, as_json, f"reservation {view['id']} is dropped: {_span(view)}")
+
+
+def _span(view: Any) -> str:
+    return f"{', '.join(view['engines'])} from {view['begins']} until {view['ends']}"
+
+
 def cordon(
     context: typer.Context,
     gpu: Annotated[str, typer.Argument(help="an index or a UUID")],

@@ -79,6 +79,9 @@ class Client:
         given = {k: v for k, v in (body or {}).items() if v is not None}
         return self._ask("POST", path, {}, given, deadline_s + 10.0)
 
+    def delete(self, path: str) -> Any:
+        return self._ask("DELETE", path, {}, None, CONNECT_DEADLINE_S)
+
     def events(self, **query: Any) -> Iterator[dict[str, Any]]:
         """Follow the event stream. Keep-alive comments bound how long it may be silent."""
         with self._open("GET", "/events", query, None, CONNECT_DEADLINE_S) as answer:

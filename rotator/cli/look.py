@@ -15,7 +15,7 @@ def status(context: typer.Context, url: Url = URL_DEFAULT, key: Key = None, as_j
     """Engines, GPUs and queue at a glance. Exit code 1 if the service is not ready."""
     service = client(context, url, key)
     ready, reasons = _readiness(service)
-    seen = {name: service.get(f"/{name}") for name in ("engines", "gpus", "queue")}
+    seen = {name: service.get(f"/{name}") for name in ("engines", "gpus", "queue", "calendar")}
     if as_json:
         print_json({"ready": ready, "reasons": reasons, **seen})
     else:
@@ -26,6 +26,8 @@ def status(context: typer.Context, url: Url = URL_DEFAULT, key: Key = None, as_j
         out.print(render.engines(seen["engines"]), render.gpus(seen["gpus"]))
         if seen["queue"]:
             out.print(render.queue(seen["queue"]))
+        if shown := render.calendar(seen["calendar"]):
+            out.print(shown)
     raise typer.Exit(OK if ready else PROBLEM)
 
 
@@ -74,6 +76,16 @@ def gpus(context: typer.Context, url: Url = URL_DEFAULT, key: Key = None, as_jso
 def queue(context: typer.Context, url: Url = URL_DEFAULT, key: Key = None, as_json: AsJson = False) -> None:
     """Requests that wait for their model."""
     _show(client(context, url, key).get("/queue"), as_json, render.queue)
+
+
+def reservations(context: typer.Context, url: Url = URL_DEFAULT, key: Key = None, as_json: AsJson = False) -> None:
+    """Windows, reservations and default engines: what the calendar keeps awake, now and next."""
+    service = client(context, url, key)
+    if as_json:
+        print_json(service.get("/reservations"))
+        return
+    shown = render.calendar(service.get("/calendar"))
+    render.console().print(shown or "the calendar is empty")
 
 
 def plan(

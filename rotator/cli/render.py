@@ -55,7 +55,7 @@ def engines(views: Sequence[Mapping[str, Any]]) -> Group:
         ("engine", "state", "GPUs", "held GiB", "of GiB", "wait#", "flying#", "ETA s", "canary"),
         (
             (
-                e["name"] + (" (pinned)" if e["pinned"] else ""),
+                e["name"] + (" (pinned)" if e["pinned"] else " (held)" if e["held_by"] else ""),
                 word(e["state"]),
                 ",".join(map(str, e["gpu_indices"])),
                 gib(sum(e["held_bytes"])),
@@ -105,6 +105,30 @@ def queue(entries: Iterable[Mapping[str, Any]]) -> Table:
             for q in entries
         ),
     )
+
+
+def calendar(view: Mapping[str, Any]) -> Group | None:
+    """None where it is empty."""
+    entries = sorted([*view["windows"], *view["reservations"]], key=lambda e: float(e["begins_wall_s"]))
+    parts: list[Any] = []
+    if entries:
+        parts.append(
+            table("calendar", ("what", "engines", "from", "until", "priority#", "state"), map(_entry, entries))
+        )
+    if view["default_engines"]:
+        after = view["default_after_s"]
+        when = "after a window" if after is None else f"after a window, or {after:.0f} s without use of the others"
+        parts.append(Text(f"  returns to {', '.join(view['default_engines'])} {when}", style="dim"))
+    return Group(*parts) if parts else None
+
+
+def _entry(e: Mapping[str, Any]) -> tuple[Any, ...]:
+    what = f"window {e['name']}" if e["id"] is None else f"reservation {e['id']}"
+    state = Text("in force", style="green") if e["in_force"] else Text("to come", style="dim")
+    if e["in_force"] and e["waived"]:
+        state = Text(f"in force without {', '.join(e['waived'])}", style="yellow")
+    what += f" ({e['note']})" if e["note"] else ""
+    return what, ", ".join(e["engines"]), e["begins"], e["ends"], e["priority"], state
 
 
 def rows(name: str, found: Sequence[Mapping[str, Any]]) -> Table:

@@ -5,6 +5,7 @@ import resource
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import sqlalchemy
 
 from rotator.adapters.host import read_host_memory
 from rotator.adapters.ledger_database import parse
+from rotator.adapters.ledger_reader import LedgerReader
 from rotator.adapters.loopback import listeners, process_name
-from rotator.ports import HostMemory, LedgerError
+from rotator.ports import HostMemory, LedgerError, Recovered
 
 
 class Machine:
@@ -67,6 +69,21 @@ class Machine:
     def memlock_bytes(self) -> int | None:
         soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
         return None if soft == resource.RLIM_INFINITY or os.geteuid() == 0 else soft
+
+    def now_wall_s(self) -> float:
+        return time.time()
+
+    def remembered(self, url: str) -> Recovered | None:
+        try:
+            reader = LedgerReader(url)
+        except LedgerError:
+            return None
+        try:
+            return reader.measured()
+        except LedgerError:
+            return None
+        finally:
+            reader.close()
 
     def ledger_problem(self, url: str) -> str | None:
         try:

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import gt
 
-from rotator.core.values import Action, Demand, Engine, GpuId, Level, Policy, State
+from rotator.core.costs import depth_of, wake_s
+from rotator.core.values import Action, Demand, Depth, Engine, GpuId, Level, Policy, State
 
 EXACT_MAX = 12
 """Up to this many candidates the cheapest set is found by exact search; above, greedily: a search could take long."""
@@ -20,26 +21,94 @@ class Option:
     frees: Mapping[GpuId, int]
     cost_s: float
     host_bytes: int = 0
+    depth: Depth | None = None  # where the level does not say how deep it sleeps
 
 
 def sleep_options(
-    engine: Engine, charged: tuple[int, ...], policy: Policy, *, preferred_only: bool = False
+    engine: Engine,
+    charged: tuple[int, ...],
+    policy: Policy,
+    *,
+    preferred_only: bool = False,
+    wanted: Mapping[GpuId, int] | None = None,
 ) -> list[Option]:
-    """An awake engine's ways to sleep, the preferred level first. No later one costs less than an earlier one."""
+    """An awake engine's ways to sleep, the preferred level first. No later one costs less than an earlier one.
+
+    ``wanted`` are the bytes that somebody lacks: an engine that can free by bytes is first asked for no more than that.
+    """
     lined_up = zip(engine.gpus, charged, engine.residue_bytes, strict=True)
     frees = {gpu: now - rest if now > rest else 0 for gpu, now, rest in lined_up}
-    back, own = _wanted_back(engine.demand), engine.sleep_cost_s + _interruption_s(engine, policy)
+    back, own = wanted_back(engine.demand), engine.sleep_cost_s + _interruption_s(engine, policy)
     options: list[Option] = []
     cost_s = 0.0
+    if wanted and engine.elastic and policy.elastic and (least := _elastic(engine, charged, wanted, own, back)):
+        options.append(least)
+        cost_s = least.cost_s
     for level in engine.levels:
         if level is Level.PAUSE:
             continue  # frees nothing
-        cost_s = max(cost_s, own + back * _wake_s(engine, level))
-        host_bytes = engine.host_bytes if level is Level.HOST else 0
-        options.append(Option(engine, Action.SLEEP, level, frees, cost_s, host_bytes))
+        depth, host_bytes = None, engine.host_bytes if level is Level.HOST else 0
+        if level is Level.HOST and engine.unified and (engine.has_disk or engine.can_stop):
+            if not engine.has_disk:
+                continue  # masters in the same memory would free nothing: it can only stop
+            depth, host_bytes = Depth.DISK, 0
+        cost_s = max(cost_s, own + back * wake_s(engine, depth or depth_of(level)))
+        options.append(
+            Option(engine, Action.SLEEP, level, frees, cost_s, max(0, host_bytes - engine.masters_bytes), depth)
+        )
         if preferred_only:
             break
     return options
+
+
+def deepen_option(
+    engine: Engine, charged: tuple[int, ...], policy: Policy, wanted: Mapping[GpuId, int]
+) -> Option | None:
+    """A sleeper that kept its weights in VRAM frees some of them too; None where it cannot."""
+    if not (engine.elastic and policy.elastic) or engine.state is not State.ASLEEP:
+        return None
+    size = _asked(engine, charged, wanted)
+    if size <= 0:
+        return None
+    frees = _freed(engine, charged, size)
+    moved = sum(frees.values())
+    back = wanted_back(engine.demand)
+    cost_s = back * _moved_share(engine, charged, moved) * wake_s(engine, Depth.HOST)
+    return Option(engine, Action.SINK, None, frees, cost_s, moved, Depth.KV)
+
+
+def _elastic(
+    engine: Engine, charged: tuple[int, ...], wanted: Mapping[GpuId, int], own_s: float, back: float
+) -> Option | None:
+    """Freeing only what is wanted, KV cache first. The weights among it go to host RAM."""
+    size = _asked(engine, charged, wanted)
+    if size <= 0:
+        return None
+    frees = _freed(engine, charged, size)
+    kv_bytes = engine.kv_bytes or (0,) * len(charged)
+    moved = sum([max(0, out - kv) for out, kv in zip(frees.values(), kv_bytes, strict=True)])
+    cost_s = own_s + back * (
+        wake_s(engine, Depth.KV) + _moved_share(engine, charged, moved) * wake_s(engine, Depth.HOST)
+    )
+    return Option(engine, Action.SLEEP, Level.PAUSE, frees, cost_s, moved, Depth.KV)
+
+
+def _asked(engine: Engine, charged: tuple[int, ...], wanted: Mapping[GpuId, int]) -> int:
+    """Bytes a GPU to ask for: every rank frees the same, so the tightest GPU decides. 0 where a whole sleep is the
+    better word for it."""
+    size = max(wanted.get(gpu, 0) for gpu in engine.gpus)
+    most = min(now - rest for now, rest in zip(charged, engine.residue_bytes, strict=True))
+    return size if size < most else 0
+
+
+def _freed(engine: Engine, charged: tuple[int, ...], size: int) -> dict[GpuId, int]:
+    return {gpu: min(size, now) for gpu, now in zip(engine.gpus, charged, strict=True)}
+
+
+def _moved_share(engine: Engine, charged: tuple[int, ...], moved_bytes: int) -> float:
+    """Which part of its weights that is."""
+    weights = engine.host_bytes or sum(charged)
+    return min(1.0, moved_bytes / weights) if weights else 0.0
 
 
 def stop_option(engine: Engine, charged: tuple[int, ...], policy: Policy, at_least_s: float = 0.0) -> Option:
@@ -48,11 +117,12 @@ def stop_option(engine: Engine, charged: tuple[int, ...], policy: Policy, at_lea
     How long a stop takes is not measured apart: a sleep's time stands for it.
     """
     own = engine.sleep_cost_s + _interruption_s(engine, policy)
-    cost_s = max(at_least_s, own + _wanted_back(engine.demand) * engine.start_cost_s)
+    cost_s = max(at_least_s, own + wanted_back(engine.demand) * engine.start_cost_s)
     return Option(engine, Action.STOP, None, dict(zip(engine.gpus, charged, strict=True)), cost_s)
 
 
-def _wanted_back(demand: Demand) -> float:
+def wanted_back(demand: Demand) -> float:
+    """Chance that its clients will want it back soon."""
     return 1.0 if demand.waiting or demand.in_flight or demand.frozen else demand.likely_wanted
 
 
@@ -61,14 +131,6 @@ def _interruption_s(engine: Engine, policy: Policy) -> float:
     if engine.state is not State.AWAKE or not engine.demand.in_flight:
         return 0.0
     return policy.drain_bound_s + engine.demand.in_flight * engine.wake_cost_s
-
-
-def _wake_s(engine: Engine, level: Level) -> float:
-    """``wake_cost_s`` was measured at the preferred level. From another level weights may have to be read again: an
-    unmeasured guess of half a start, which also reads them and initialises besides."""
-    if level is engine.levels[0]:
-        return engine.wake_cost_s
-    return max(engine.wake_cost_s, engine.start_cost_s / 2)
 
 
 def cheapest(

@@ -22,6 +22,7 @@ class Event(StrEnum):
     DRAIN_ABANDONED = "drain_abandoned"  # it keeps its turn: nobody waits any more, or it cannot freeze
     SLEEP = "sleep"  # the sleep call is about to be made
     SLEPT = "slept"  # the bytes are back on every GPU
+    SANK = "sank"  # asleep, it went a rung deeper: more bytes are back, or its masters left host RAM
     WAKE = "wake"  # the wake call is about to be made
     WOKE = "woke"  # the canary passed
     STOP = "stop"  # an operator or a plan stops it
@@ -63,6 +64,7 @@ TABLE: dict[tuple[State, Event], State] = {
     (State.DRAINING, Event.DRAIN_ABANDONED): State.AWAKE,
     (State.DRAINING, Event.SLEEP): State.FALLING_ASLEEP,
     (State.FALLING_ASLEEP, Event.SLEPT): State.ASLEEP,
+    (State.ASLEEP, Event.SANK): State.ASLEEP,
     (State.ASLEEP, Event.WAKE): State.WAKING,
     (State.WAKING, Event.WOKE): State.AWAKE,
     **{(state, Event.STOP): State.STOPPING for state in _RUNNING},

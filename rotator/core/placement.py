@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from rotator.core.lifecycle import is_moving
-from rotator.core.values import BlockKind, Depth, Engine, Gpu, GpuId, State
+from rotator.core.values import BlockKind, Depth, Engine, EngineName, Gpu, GpuId, Snapshot, State
 
 GIB = 1 << 30
 
@@ -63,7 +63,8 @@ class Room:
     """Every GPU's bytes and residents, indexed once a plan. Nothing in it changes afterwards.
 
     ``most`` is what would be free if everything that a plan may move were gone. ``missing`` are GPUs that engines name
-    and nobody has read; ``moving`` are engines in transition.
+    and nobody has read; ``moving`` are engines in transition; ``awake`` are those that may be asked to sleep, or to
+    sleep deeper where their weights are still in VRAM.
     """
 
     __slots__ = (
@@ -88,19 +89,27 @@ class Room:
         self.charged: dict[str, tuple[int, ...]] = {}
         self._immovable = dict.fromkeys(gpus, 0)
         self._pinned = dict.fromkeys(gpus, 0)
+        free, all_charged, sleepers = self.free, self.charged, self._sleepers
         for engine in engines:
-            self.charged[engine.name] = charged = charge(engine)
+            deep = engine.state is State.ASLEEP and engine.depth is not Depth.KV
+            settled = deep and (engine.held_bytes is None or engine.held_bytes == engine.residue_bytes)
+            all_charged[engine.name] = charged = engine.residue_bytes if settled else charge(engine)
             for gpu, taken in zip(engine.gpus, charged, strict=True):
-                self.free[gpu] -= taken
-            self._place(engine, charged)
+                free[gpu] -= taken
+            if not deep:
+                self._place(engine, charged)
+                continue
+            sleepers.append(engine)  # most of a fleet: written out, not by the functions below
+            if engine.pinned or not engine.can_stop:
+                self._add_standing(engine, charged)
         self.missing = self.free.keys() - gpus.keys()
         self.most = {id: self.capacity[id] - self._immovable[id] - self._pinned[id] for id in gpus}
 
     def _place(self, engine: Engine, charged: tuple[int, ...]) -> None:
         state = engine.state
-        if state is State.ASLEEP:
+        if state is State.ASLEEP and not (engine.elastic and engine.depth is Depth.KV):
             self._sleepers.append(engine)
-        elif state is State.AWAKE:
+        elif state is State.AWAKE or state is State.ASLEEP:
             for gpu in engine.gpus:
                 self.awake[gpu].append(engine)
         elif is_moving(state):
@@ -135,6 +144,15 @@ class Room:
             return BlockKind.NEVER_FITS, within
         within = self.most[gpu] + own
         return (BlockKind.PINNED, within) if wanted > within else None
+
+
+def lacking(snapshot: Snapshot, engine: EngineName) -> str | None:
+    """What the engine lacks to wake or start as things stand, in words; None where it fits."""
+    room, wished = Room(snapshot.gpus, snapshot.engines.values()), snapshot.engines[engine]
+    for gpu, size in zip(wished.gpus, need(wished, room.charged[engine]), strict=True):
+        if size > max(0, room.free[gpu]):
+            return f"{engine} needs {gib(size)} more on {gpu} and {gib(max(0, room.free[gpu]))} are free now"
+    return None
 
 
 def never_fits(gpus: Mapping[GpuId, Gpu], engines: Iterable[Engine]) -> tuple[str, ...]:

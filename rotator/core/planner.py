@@ -1,8 +1,9 @@
 """What to do now, and why everything else waits: ``plan(snapshot) -> Plan``.
 
-Wishes are served in turn: commands (oldest first), then engines that clients want (by priority and age), then engines
-to be loaded at start. A wish that fits goes in; else the cheapest set of engines yields for it; else it is blocked,
-with the reason. Three rules make that safe and fair:
+Wishes are served in turn: commands (oldest first), engines that the calendar keeps awake, engines that clients want (by
+urgency, the overdue first), engines to be loaded at start, default engines, and last those that are likely wanted soon.
+A wish that fits goes in; else the cheapest set of engines yields for it; else it is blocked, with the reason. What then
+is idle may go down the ladder. Three rules make that safe and fair:
 
   * Every GPU takes part in one swap at most, and in none while a transition is under way on it. So the free bytes of a
     GPU never change within one plan, and a plan's swaps may run in any order or at once.
@@ -14,9 +15,10 @@ with the reason. Three rules make that safe and fair:
 
 from collections.abc import Sequence
 
-from rotator.core import reasons
+from rotator.core import calendar, reasons
 from rotator.core.admission import Planning, Wish
 from rotator.core.eviction import Option, stop_option
+from rotator.core.ladder import descents
 from rotator.core.lifecycle import is_moving
 from rotator.core.placement import gib
 from rotator.core.policy import by_turn
@@ -26,6 +28,7 @@ from rotator.core.values import (
     Command,
     CommandKind,
     Engine,
+    GpuId,
     Level,
     Plan,
     Snapshot,
@@ -35,16 +38,51 @@ from rotator.core.values import (
 
 def plan(snapshot: Snapshot) -> Plan:
     """Decide what happens now. The same snapshot gives the same plan. Raises nothing for any well-formed snapshot."""
+    schedule = calendar.resolve(snapshot)
+    snapshot = calendar.applied(snapshot, schedule)
     planning = Planning(snapshot)
     _Orders(snapshot, planning).serve()
-    for engine in by_turn(snapshot):
-        if engine.name not in planning.asked:
+    planning.blocked.extend(schedule.overruled)
+    for call in schedule.calls:
+        if call.engine not in planning.asked:
+            planning.admit(Wish(snapshot.engines[call.engine], reason=call.reason))
+    planning.turns = by_turn(snapshot)
+    for engine in planning.turns:
+        if engine.name not in planning.asked and not planning.turned_away(engine):
             planning.admit(Wish(engine))
     for engine in _preloads(snapshot):
         if engine.name not in planning.asked:
             planning.admit(Wish(engine, preload=True))
+    for call in schedule.defaults:
+        if call.engine not in planning.asked:
+            planning.admit(Wish(snapshot.engines[call.engine], preload=True, reason=call.reason))
+    _prewake(snapshot, planning)
+    sinking = descents(snapshot, planning.room, planning.host_free_bytes)
+    for descent in sinking.due:
+        planning.sink(descent)
     look_again_s = [b.until_s for b in planning.blocked if b.until_s is not None]
+    if sinking.look_again_at_s is not None:
+        look_again_s.append(sinking.look_again_at_s)
+    if schedule.look_again_at_s is not None:
+        look_again_s.append(schedule.look_again_at_s)
     return Plan(tuple(planning.swaps), tuple(planning.blocked), min(look_again_s, default=None))
+
+
+def _prewake(snapshot: Snapshot, planning: Planning) -> None:
+    """Wake sleepers that are likely wanted soon, the likeliest first, into room that costs nobody. Room that a likelier
+    one has no use for yet is kept for it: whoever came in there would be sent to sleep for it again."""
+    least = snapshot.policy.prewake_chance
+    if least is None:
+        return
+    likely = [e for e in snapshot.engines.values() if e.demand.soon >= least and e.state is State.ASLEEP]
+    kept: set[GpuId] = set()
+    for engine in sorted(likely, key=lambda e: (-e.demand.soon, e.name)):
+        if not kept.isdisjoint(engine.gpus) or not planning.fits(engine):
+            kept.update(engine.gpus)
+        elif engine.name not in planning.asked:
+            chance = f"{engine.demand.soon:.0%}, {engine.demand.likely_why or 'by its history'}"
+            reason = f"{engine.name} is likely wanted soon ({chance}) and there is room that nobody else wants"
+            planning.admit(Wish(engine, preload=True, reason=reason, ahead=True))
 
 
 def _preloads(snapshot: Snapshot) -> list[Engine]:

@@ -1,13 +1,16 @@
-"""The small judgements around a plan: whose turn is first, what a wait will be, what is idle, when to try again."""
+"""The small judgements around a plan: whose turn is first, what a wait will be, when to try again."""
 
+from collections import defaultdict
 from collections.abc import Mapping
-from math import exp
+from math import inf
 
 from rotator.core.lifecycle import is_moving
 from rotator.core.placement import Room, need
-from rotator.core.values import Command, CommandKind, Engine, EngineName, Policy, Snapshot, State
+from rotator.core.turns import due_in_s, urgency
+from rotator.core.values import Engine, EngineName, GpuId, Policy, Snapshot, State
 
 BACKOFF_DOUBLINGS_MAX = 32
+_DUE_FROM = 0.25  # of the longest wait: with so many rivals that a wish were due before, the bound cannot be kept
 
 
 def rank_s(engine: Engine, policy: Policy) -> float:
@@ -24,29 +27,49 @@ def is_wanted(engine: Engine) -> bool:
 
 
 def by_turn(snapshot: Snapshot) -> list[Engine]:
-    """The engines that clients want, first turn first: by rank, then by name so that equal ones have an order too."""
+    """The engines that clients want, first turn first: the overdue, longest first; then by urgency, or by rank where
+    that is switched off; then by name so that equal ones have an order too."""
     policy = snapshot.policy
-    turns = [(-rank_s(e, policy), e.name) for e in snapshot.engines.values() if is_wanted(e)]
+    rank, due = urgency if policy.urgency else rank_s, due_now(snapshot)
+    turns = []
+    for engine in snapshot.engines.values():
+        demand = engine.demand
+        if (demand.waiting or demand.frozen) and (engine.state is State.ASLEEP or is_wanted(engine)):
+            if engine.name in due:
+                turns.append((0, -demand.oldest_wait_s, engine.name))
+            else:
+                turns.append((1, -rank(engine, policy), engine.name))
     turns.sort()
-    return [snapshot.engines[name] for _, name in turns]
+    return [snapshot.engines[name] for _, _, name in turns]
 
 
-def likely_wanted(rate_per_s: float, idle_s: float, horizon_s: float) -> float:
-    """Chance in [0, 1] of a request within ``horizon_s``, from a model's request rate and the time since the last one.
+def due_now(snapshot: Snapshot) -> frozenset[EngineName]:
+    """The wishes that must be next so that none waits longer than the longest wait, nor any stream stands still for
+    longer than it may."""
+    policy, from_s = snapshot.policy, due_from_s(snapshot.policy)
+    may_be = [
+        e for e in snapshot.engines.values() if (e.demand.oldest_wait_s >= from_s or e.demand.frozen) and is_wanted(e)
+    ]
+    if not may_be:
+        return frozenset()
+    rivals = rivals_on(snapshot)
+    return frozenset(e.name for e in may_be if due_in_s(e, policy, max(rivals[g] for g in e.gpus) - 1) <= 0.0)
 
-    Requests are taken to come at random (Poisson), with a mean gap that is never believed shorter than the present
-    silence: a model that was busy an hour ago is not taken to be busy still.
-    """
-    if rate_per_s <= 0 or horizon_s <= 0:
-        return 0.0
-    return 1.0 - exp(-horizon_s / max(1.0 / rate_per_s, idle_s, 1e-9))
+
+def due_from_s(policy: Policy) -> float:
+    """Seconds of waiting before which no wish can be due, however many its rivals."""
+    return inf if policy.longest_wait_s is None else _DUE_FROM * policy.longest_wait_s
 
 
-def arrival_rate_per_s(arrivals_s: tuple[float, ...], now_s: float) -> float:
-    """Requests a second since the oldest of the arrivals kept (oldest first); 0 without arrivals."""
-    if not arrivals_s:
-        return 0.0
-    return len(arrivals_s) / max(now_s - arrivals_s[0], 1e-3)
+def rivals_on(snapshot: Snapshot) -> Mapping[GpuId, int]:
+    """How many engines want each GPU or are busy on it."""
+    rivals: dict[GpuId, int] = defaultdict(int)
+    for engine in snapshot.engines.values():
+        demand = engine.demand
+        if demand.waiting or demand.frozen or demand.in_flight:
+            for gpu in engine.gpus:
+                rivals[gpu] += 1
+    return rivals
 
 
 def eta_s(snapshot: Snapshot, name: EngineName) -> float | None:
@@ -101,26 +124,6 @@ def _transition_s(engine: Engine, policy: Policy) -> float:
     if engine.state is State.STARTING:
         return engine.start_cost_s
     return engine.wake_cost_s if engine.state is State.WAKING else _yield_s(engine, policy)
-
-
-def idle_sleepers(
-    snapshot: Snapshot, last_used_s: Mapping[EngineName, float], idle_sleep_s: float | None
-) -> tuple[Command, ...]:
-    """Commands that put engines to sleep which nobody has used for ``idle_sleep_s`` (None: never).
-
-    ``last_used_s`` is on the snapshot's clock. An engine without an entry counts as used when it woke; pinned ones,
-    and any with a request waiting or in flight, stay.
-    """
-    if idle_sleep_s is None:
-        return ()
-    return tuple(
-        Command(CommandKind.SLEEP, engine.name, issued_at_s=snapshot.now_s)
-        for engine in sorted(snapshot.engines.values(), key=lambda e: e.name)
-        if engine.state is State.AWAKE
-        and not engine.pinned
-        and not (engine.demand.waiting or engine.demand.in_flight)
-        and snapshot.now_s - max(last_used_s.get(engine.name, 0.0), engine.awake_since_s) >= idle_sleep_s
-    )
 
 
 def backoff_s(failures: int, first_s: float, max_s: float) -> float:

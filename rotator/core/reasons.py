@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from rotator.core.eviction import Option
 from rotator.core.placement import gib
-from rotator.core.values import Action, Command, Engine, GpuId, Level, Policy
+from rotator.core.values import Action, Command, Depth, Engine, GpuId, Level, State
 
 
 def count(number: int, noun: str) -> str:
@@ -42,33 +42,56 @@ def needs(engine: Engine, need: tuple[int, ...], free: Mapping[GpuId, int]) -> s
     return f"{text} (and on {others} more)" if others else text
 
 
-def yields(option: Option, why: str, policy: Policy, host_free_bytes: int, force: bool) -> str:
+def yields(option: Option, why: str, drain_s: float, host_free_bytes: int, force: bool) -> str:
     """Why this engine makes room, how, how much, and what becomes of its streams."""
-    largest = max(option.frees, key=lambda gpu: option.frees[gpu])
-    freed = f"frees {gib(option.frees[largest])} on {largest}"
-    return f"{why}: {_how(option, host_free_bytes)}, {freed}; {_fate(option, policy, force)}"
+    parts = [_how(option, host_free_bytes)]
+    if option.frees:
+        largest = max(option.frees, key=lambda gpu: option.frees[gpu])
+        parts.append(f"frees {gib(option.frees[largest])} on {largest}")
+    if option.host_bytes < 0:
+        parts.append(f"gives {gib(-option.host_bytes)} of host RAM back")
+    return f"{why}: {', '.join(parts)}; {_fate(option, drain_s, force)}"
 
 
 def _how(option: Option, host_free_bytes: int) -> str:
     engine = option.engine
+    if option.action is Action.SINK:
+        return _sinks(option)
+    if option.level is Level.PAUSE:
+        return "sleeps with its weights in place, KV cache first"
+    if option.depth is Depth.DISK:
+        return "sleeps with its masters on disk"
     preferred = next((level for level in engine.levels if level is not Level.PAUSE), None)
     left = max(0, host_free_bytes)
-    short = preferred is Level.HOST and engine.host_bytes > left
+    short = preferred is Level.HOST and engine.host_bytes > left and engine.state is State.AWAKE
     why = f" (host RAM has {gib(left)} left, its weights need {gib(engine.host_bytes)})" if short else ""
     if option.level is not None:
         return f"sleeps at level {option.level.value}{'' if option.level is preferred else why}"
     return f"stops{why}"
 
 
-def _fate(option: Option, policy: Policy, force: bool) -> str:
+def _sinks(option: Option) -> str:
+    if option.depth is Depth.DISK:
+        return "its masters go from host RAM to disk"
+    return "sleeps deeper" if option.frees else "drops the masters that it keeps in host RAM while it is awake"
+
+
+def _fate(option: Option, drain_s: float, force: bool) -> str:
     """What becomes of the engine's streams."""
     engine, demand = option.engine, option.engine.demand
     flying = max(demand.in_flight, demand.frozen)
+    if option.action is Action.SINK and flying:
+        return f"{count(flying, 'stream')} of {engine.name} {'go on' if demand.in_flight else 'stand still meanwhile'}"
     if flying and force:
         return f"force aborts {count(flying, 'stream')} of {engine.name}"
     if demand.in_flight:
-        end = "freeze" if option.action is Action.SLEEP and engine.can_freeze else "it keeps its turn"
-        return f"{count(demand.in_flight, 'stream')} in flight may finish for {policy.drain_bound_s:.1f} s, then {end}"
+        freezes = option.action is Action.SLEEP and engine.can_freeze
+        if freezes and drain_s <= 0.0:
+            return (
+                f"{count(demand.in_flight, 'stream')} in flight freeze at once: they would hold up more than they lose"
+            )
+        end = "freeze" if freezes else "it keeps its turn"
+        return f"{count(demand.in_flight, 'stream')} in flight may finish for {drain_s:.1f} s, then {end}"
     if demand.waiting:
         return f"{count(demand.waiting, 'request')} will wait for its next turn"
     return "it is idle"

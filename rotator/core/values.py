@@ -7,6 +7,7 @@ monotonic clock, or a simulator's). Per-GPU tuples of an engine run parallel to 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from math import inf
 
 GpuId = str
 EngineName = str
@@ -49,6 +50,7 @@ class Action(StrEnum):
     WAKE = "wake"
     START = "start"
     STOP = "stop"
+    SINK = "sink"  # a sleeping engine sleeps deeper, or an awake one gives its masters in host RAM up
 
 
 class Level(IntEnum):
@@ -68,6 +70,7 @@ class Gpu:
     foreign_bytes: int = 0
     reserve_bytes: int = 0
     health: Health = Health.OK
+    swapping: float = 0.0  # share of its recent time that swaps cost which interrupted somebody
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,13 @@ class Demand:
     in_flight: int = 0
     frozen: int = 0  # in-flight streams that stand still in a sleeping engine; their wait counts as demand
     likely_wanted: float = 0.0  # chance in [0, 1] that a client asks for it within the horizon
+    likely_why: str = ""  # what says so, in words
+    soon: float = 0.0  # the same chance within the horizon of pre-waking
+    weight: float | None = None  # those who wait, each client counted up to its share; None: all of them
+    flying: float | None = None  # those in flight, each client counted up to its share; None: all of them
+    service_s: float | None = None  # seconds that a request keeps it busy; None: none was seen to its end
+    last_used_s: float = 0.0  # when a request last came or left; probes, scrapes and canaries do not count
+    stall_left_s: float = inf  # how much longer its worst-off stream in flight may stand still
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +119,16 @@ class Engine:
     start_cost_s: float = 90.0
     retry_at_s: float = 0.0  # a failed engine is not started before this
     preload: bool = False  # wanted once after the service's start, by nobody but the configuration
+    held_by: str = ""  # the entry of the calendar that keeps it awake, in words; it is pinned meanwhile
+    held_until_s: float | None = None
+    slots: int = 256  # requests that it serves at once
+    wake_costs: Mapping[Depth, float] = field(default_factory=dict)  # as measured, by what it had to bring back
+    slept_at_s: float = 0.0  # when it last fell asleep
+    has_disk: bool = False  # its allocator can keep masters on disk
+    unified: bool = False  # device and host memory are the same: masters in host RAM free nothing
+    elastic: bool = False  # its allocator can free by bytes, KV cache first
+    kv_bytes: tuple[int, ...] = ()  # of its KV cache on each GPU, which it frees without moving weights
+    masters_bytes: int = 0  # host RAM that its masters take now, also while it is awake
 
 
 class CommandKind(StrEnum):
@@ -135,7 +155,48 @@ class Policy:
 
     min_stay_s: float = 2.0  # a busy engine keeps its turn this long after a wake; 0 = no minimum stay
     priority_worth_s: float = 30.0  # one step of priority weighs like this much waiting
-    drain_bound_s: float = 5.0  # in-flight work may finish this long before it is frozen
+    drain_bound_s: float = 5.0  # in-flight work may finish this long before it is frozen, where nothing is priced
+    longest_wait_s: float | None = None  # no wish waits longer, as far as stays and swaps allow; None: no bound
+    urgency: bool = False  # wishes go by how many they would serve and their wait, not by the oldest wait alone
+    ageing_s: float = 50.0  # so much waiting weighs like one more request
+    turn_margin: float = 3.0  # a swap must serve so many times as many as it interrupts
+    swap_share: float | None = None  # of a contended GPU's time that swaps may cost; None: turns are not priced
+    preempt: bool = False  # finishing work in flight is priced against freezing it; else drain_bound_s for all
+    drain_max_s: float = 60.0  # no priced drain is longer; nor one before the calendar freezes for a whole window
+    recompute_share: float = 0.02  # of the time that a stream has run: what its next wake spends on computing it again
+    ladder: bool = False  # engines sink from awake to asleep to disk by price, where memory is wanted by others
+    idle_sleep_s: float | None = None  # idle this long: asleep, wanted or not
+    idle_sink_s: float | None = None  # asleep this long: to disk where it can
+    idle_stop_s: float | None = None  # asleep this long: stopped
+    host_high: float = 0.9  # masters may take this share of the host budget before the least wanted are dropped
+    wanted_horizon_s: float = 60.0  # what ``likely_wanted`` looks ahead
+    prewake_chance: float | None = None  # so likely wanted, an engine is woken into free room; None: never
+    elastic: bool = False  # engines that can free by bytes are asked for no more than is needed
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A span of time for which engines are kept awake. ``until`` is its end in words, for people in its own zone."""
+
+    name: str
+    engines: tuple[EngineName, ...]
+    begins_s: float
+    ends_s: float
+    priority: int = 0
+    until: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Calendar:
+    """What the calendar knows: windows that last or come soon, and which engines it returns to when nothing is wanted.
+
+    ``released_s`` is when a window last let go of an engine.
+    """
+
+    windows: tuple[Window, ...] = ()
+    defaults: tuple[EngineName, ...] = ()
+    default_after_s: float | None = None  # an engine idle this long makes room for a default; None: only after a window
+    released_s: Mapping[EngineName, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +211,7 @@ class Snapshot:
     claimed: frozenset[GpuId] = frozenset()
     commands: tuple[Command, ...] = ()
     policy: Policy = field(default_factory=Policy)
+    calendar: Calendar = field(default_factory=Calendar)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +226,7 @@ class Step:
     drain_bound_s: float = 0.0
     expected_s: float = 0.0
     bytes_per_gpu: tuple[tuple[GpuId, int], ...] = ()
+    depth: Depth | None = None  # how deep it sleeps then, where its level does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +239,7 @@ class Swap:
     gpus: frozenset[GpuId]
     expected_s: float = 0.0
     command: Command | None = None
+    ahead: bool = False  # nobody asks yet: it goes on all the same
 
 
 class BlockKind(StrEnum):
@@ -186,6 +250,7 @@ class BlockKind(StrEnum):
     BACKOFF = "backoff"  # it failed and its retry time has not come
     UNFREEZABLE = "unfreezable"  # an engine in its way has streams that may not be frozen (again)
     PINNED = "pinned"  # what is in its way is pinned
+    HELD = "held"  # what is in its way is kept awake by the calendar, until ``until_s``
     NEVER_FITS = "never_fits"  # larger than its GPUs, less what is foreign and reserved
     CORDONED = "cordoned"
     GPU_UNKNOWN = "gpu_unknown"

@@ -48,6 +48,7 @@ class Core:
         self.dead = False
         self.level = 0
         self.transitions = 0  # under way now
+        self.masters = "host"  # where the weights' masters were last told to be; the stub has no disk to speak of
         self._ranks, self._seed, self._dialect, self._speed, self._die = ranks, seed, dialect, speed, die
         self._digest: bytes | None = None
         self._waiting: deque[Stream] = deque()
@@ -224,6 +225,24 @@ class Core:
                 if not stream.computed:
                     stream.ready_at_s = now_s + self._prefill_s(stream)
             self._kick()
+
+    async def free_bytes(self, size: int) -> None:
+        """Every rank gives at least so many bytes back. Raises CoreError: nothing may be freed under a scheduler that
+        runs."""
+        await self.reachable()
+        self._check_alive()
+        if self._awake.is_set():
+            raise CoreError("memory is only freed while the scheduler is paused")
+        async with self._transition:
+            self._lose_caches()
+            await asyncio.gather(*(asyncio.to_thread(rank.free, size) for rank in self._ranks))
+
+    async def restore(self) -> None:
+        """Bring back what ``free_bytes`` gave; the scheduler stays paused. Raises CoreError where a rank failed."""
+        await self.reachable()
+        self._check_alive()
+        async with self._transition:
+            await self._wake_ranks(TAGS)
 
     async def reload_weights(self) -> None:
         await self.reachable()

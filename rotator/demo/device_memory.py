@@ -50,6 +50,16 @@ class AllocatorMemory:
         except errors.AllocatorError as e:
             raise _fault(e) from e
 
+    def free(self, size: int) -> None:
+        order: tuple[Tag, Tag] = ("kv_cache", "weights")
+        try:
+            for tag in order:
+                if size > 0 and tag not in self._sleepable.asleep_tags():
+                    self._sleepable.sleep(1, [tag])
+                    size -= self._segments[tag].nbytes
+        except errors.AllocatorError as e:
+            raise _fault(e) from e
+
     def wake(self, tags: frozenset[str]) -> None:
         due: list[Tag] = [tag for tag in self._sleepable.asleep_tags() if tag in tags]
         if not due:

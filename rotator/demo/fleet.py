@@ -48,7 +48,8 @@ def write_fleet(folder: Path, box: SimulatedBox, port: int, *, tokens_per_s: flo
         "state_dir": "state",
         "host_memory_gib": HOST_GIB,
         "devices": {"sample_every_s": 0.5},
-        "policies": {"min_stay_s": 1.0, "drain_bound_s": 1.0},
+        # Turns without prices: a demo that lasts seconds shows many of them.
+        "policies": {"min_stay_s": 1.0, "drain_bound_s": 1.0, "swap_share": None, "preempt": False},
         "gateway": {"keepalive_s": 2},
         "recovery": {"on_shutdown": "stop", "shutdown_drain_s": 2},
         "engines": [_engine(model, box, tokens_per_s) for model in MODELS],

@@ -43,6 +43,10 @@ class RankMemory(Protocol):
         """Bring these tags back. Raises OutOfDeviceMemory."""
         ...
 
+    def free(self, size: int) -> None:
+        """Give at least so many more bytes back: the KV cache first, then the weights, kept in host memory."""
+        ...
+
     def asleep(self) -> frozenset[str]:
         """The tags that sleep now."""
         ...
@@ -76,6 +80,13 @@ class PlainMemory:
         if WEIGHTS in self._mapped:
             self._master = bytes(self._mapped[WEIGHTS]) if level == 1 else None
         self._mapped.clear()
+
+    def free(self, size: int) -> None:
+        for tag in (KV, WEIGHTS):
+            if size > 0 and tag in self._mapped:
+                memory = self._mapped.pop(tag)
+                self._master = bytes(memory) if tag == WEIGHTS else self._master
+                size -= len(memory)
 
     def wake(self, tags: frozenset[str]) -> None:
         for tag in tags & self.asleep():

@@ -66,13 +66,24 @@ async def wake_up(request: web.Request) -> web.Response:
 
 
 async def collective_rpc(request: web.Request) -> web.Response:
+    """vLLM's own ``reload_weights``, and what an elastic allocator's plugin adds to the workers."""
     try:
-        method = json.loads(await request.read())["method"]
+        body = json.loads(await request.read())
+        method, args = body["method"], list(body.get("args", ()))
     except (ValueError, KeyError, TypeError):
         raise BadArgument("a JSON body with 'method' is required") from None
-    if method != "reload_weights":
-        return error(500, "InternalServerError", f"the workers have no method {method!r}")
-    await _carry_out(request, served(request).core.reload_weights())
+    core = served(request).core
+    match method, args:
+        case "reload_weights", []:
+            await _carry_out(request, core.reload_weights())
+        case "rotator_sleep_bytes", [int(size)]:
+            await _carry_out(request, core.free_bytes(size))
+        case "rotator_wake", []:
+            await _carry_out(request, core.restore())
+        case "rotator_masters", [("host" | "disk" | "none") as where]:
+            core.masters = where
+        case _:
+            return error(500, "InternalServerError", f"the workers have no method {method!r} that takes {args!r}")
     return json_response({"results": [None]})
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from rotator.core.lifecycle import Event
-from rotator.core.values import Action, GpuId, Level, State, Step
+from rotator.core.values import Action, Depth, GpuId, Level, State, Step
 from rotator.ports import DeviceError, EngineError, GpuReading, Handle, LaunchError, LedgerError
 from rotator.service import canary
 from rotator.service.accounting import held_by, read_gpus, used
@@ -61,11 +61,16 @@ class Admitter:
 
     async def _wake(self, step: Step, engine: EngineRuntime, active: ActiveSwap) -> bool:
         clock = asyncio.get_running_loop().time
-        level = engine.level or Level.HOST
+        level = _level(engine)
+        by_bytes, deadline_s = engine.depth is Depth.KV, engine.config.wake_deadline_s
+        rest = {gpu: engine.charge_on(gpu) for gpu in engine.gpus}
         if not await self._owner.moved(engine.name, Event.WAKE, Facts(step.reason)):
             return False
         begun = clock()
-        await self._world.control.wake(engine.url, level=level, deadline_s=engine.config.wake_deadline_s)
+        if by_bytes:
+            await self._world.control.wake_bytes(engine.url, deadline_s=deadline_s)
+        else:
+            await self._world.control.wake(engine.url, level=level, deadline_s=deadline_s)
         woken = clock()
         active.phases_s["wake"] = woken - begun
         reading = asyncio.ensure_future(self._readings(engine))
@@ -75,7 +80,7 @@ class Admitter:
             active.phases_s["canary"] = clock() - woken
             after = await reading
         held = held_by(after, engine.pids) if after else None
-        moved = sum(engine.awake_on(g) - engine.residue_on(g) for g in engine.gpus)
+        moved = sum(engine.awake_on(gpu) - size for gpu, size in rest.items())
         facts = _with(facts, step, held, wake_s=woken - begun, moved_bytes=max(0, moved))
         return await self._owner.moved(engine.name, Event.WOKE, facts)
 
@@ -149,8 +154,8 @@ class Admitter:
                 f"it serves {names}, not '{engine.config.model}': set served_model or --served-model-name"
             )
         if await control.is_sleeping(url, deadline_s=_CALL_S):
-            await control.wake(url, level=engine.level or Level.HOST, deadline_s=engine.config.wake_deadline_s)
-        freezes = await control.can_freeze(url, deadline_s=_CALL_S)
+            await control.wake(url, level=_level(engine), deadline_s=engine.config.wake_deadline_s)
+        freezes = await control.can_freeze(url, engine.config.levels, deadline_s=_CALL_S)
         golden, state = None, "disabled"
         if self._world.config.canary.enabled:
             golden = await canary.record(control, url, engine.config.model, self._world.config.canary)
@@ -178,6 +183,11 @@ class Admitter:
         if held is None and before and engine.config.launcher != "attach":
             held = {gpu: max(0, size - before[gpu].used_bytes) for gpu, size in used(after).items()}
         return held
+
+
+def _level(engine: EngineRuntime) -> Level:
+    """At which it last fell asleep."""
+    return Level.HOST if engine.level is None else engine.level
 
 
 def _with(facts: Facts, step: Step, held: Mapping[GpuId, int] | None, **more: object) -> Facts:

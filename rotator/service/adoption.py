@@ -11,9 +11,11 @@ from rotator.ports import (
     DeviceError,
     EngineError,
     EngineRecord,
+    EngineTimeout,
     EngineUnreachable,
     GpuReading,
     Handle,
+    LaunchError,
     LaunchSpec,
     LedgerError,
     OpenTransition,
@@ -30,13 +32,15 @@ from rotator.service.world import World
 
 _log = logging.getLogger(__name__)
 _CALL_S = 10.0
-_LATE_WAKE_S = 2.0  # a wake that an earlier life asked for shows within this, or twice as long as its wakes take
+_LOOK_AGAIN_S = 5.0
+_LATE_WAKE_S = 2.0  # a wake that an earlier life asked for shows within this, or three times what its wakes take
 
 
 class Adopter:
     def __init__(self, world: World, owner: Owner) -> None:
         self._world = world
         self._owner = owner
+        self._waiting: set[asyncio.Task[None]] = set()  # engines whose launcher did not answer
 
     async def adopt_all(self, recovered: Recovered) -> None:
         """Bring every configured engine to a true state, and end what is no longer configured."""
@@ -44,13 +48,12 @@ class Adopter:
         for transition in recovered.open_transitions:
             open_by_engine.setdefault(transition.intent.engine, []).append(transition)
         runtimes = list(self._owner.all_runtimes())
-        await asyncio.gather(*(self._adopt(e, open_by_engine.get(e.name, [])) for e in runtimes))
+        await asyncio.gather(*(self._adopt(e, open_by_engine.pop(e.name, [])) for e in runtimes))
         names = {e.name for e in runtimes}
         await asyncio.gather(*(self._end_orphan(r) for n, r in recovered.engines.items() if n not in names))
         await self._drop_leases(recovered)
-        for name, transitions in open_by_engine.items():
-            state = self._owner.runtime(name).state if name in names else State.STOPPED
-            await self._resolve(transitions, state)
+        for transitions in open_by_engine.values():  # of engines that are no longer configured
+            await self._resolve(transitions, State.STOPPED)
 
     async def _drop_leases(self, recovered: Recovered) -> None:
         """Claims of transitions that an earlier life began: what they were for has been asked for and settled."""
@@ -65,14 +68,30 @@ class Adopter:
         await self._adopt(engine, [])
 
     async def _adopt(self, engine: EngineRuntime, unfinished: list[OpenTransition]) -> None:
-        launcher = self._world.launchers[engine.config.launcher]
-        ref = engine.handle.ref if engine.handle else None
         try:
-            handle = await launcher.find(engine.spec, ref)
+            await self._find(engine, unfinished)
         except Exception as e:
-            _log.exception("finding %s", engine.name)
-            await self._owner.learned(engine.name, Facts(f"could not be looked for: {e}"))
+            if not isinstance(e, LaunchError):
+                _log.exception("adopting %s", engine.name)
+            await self._owner.learned(engine.name, Facts(f"could not be looked for: {e}", unseen=True))
+            if engine.config.launcher != "attach":  # those are looked for again and again in any case
+                again = asyncio.create_task(self._adopt_later(engine, unfinished))
+                self._waiting.add(again)
+                again.add_done_callback(self._waiting.discard)
             return
+        await self._owner.learned(engine.name, Facts("", unseen=False))
+        await self._resolve(unfinished, engine.state)
+
+    async def _adopt_later(self, engine: EngineRuntime, unfinished: list[OpenTransition]) -> None:
+        """Until its launcher answers nobody knows whether it runs: nothing begins on its GPUs, least of all a second
+        one of it."""
+        await asyncio.sleep(_LOOK_AGAIN_S)
+        await self._adopt(engine, unfinished)
+
+    async def _find(self, engine: EngineRuntime, unfinished: list[OpenTransition]) -> None:
+        """Raises LaunchError where its launcher cannot tell."""
+        launcher = self._world.launchers[engine.config.launcher]
+        handle = await launcher.find(engine.spec, engine.handle.ref if engine.handle else None)
         if handle is None:
             await self._owner.learned(engine.name, Facts("not running when the service started", held_bytes={}))
             return
@@ -94,29 +113,37 @@ class Adopter:
         """Wait until it answers (it may be starting, or in the middle of a sleep), then believe bytes over words."""
         control, url = self._world.control, engine.url
         await self._answering(engine, handle)
-        asleep, readings = await self._word_and_bytes(engine, pids, {t.intent.action for t in unfinished})
+        level = self._level(engine, unfinished)
+        begun = {t.intent.action for t in unfinished}
+        asleep, readings = await self._word_and_bytes(engine, pids, begun, level)
+        if asleep and "wake" in begun:
+            raise EngineTimeout("a wake was asked of it that does not show: nobody knows when it will")
         version = await control.version(url, deadline_s=_CALL_S)
-        freezes = await control.can_freeze(url, deadline_s=_CALL_S)
+        freezes = await control.can_freeze(url, engine.config.levels, deadline_s=_CALL_S)
         held = held_by(readings, pids)
         facts = Facts("", version=version, freezes=freezes, pids=pids, held_bytes=held)
         if asleep:
-            await self._adopt_asleep(engine, facts, self._level(engine, unfinished), readings)
+            await self._adopt_asleep(engine, facts, level, readings)
         else:
             await self._adopt_awake(engine, facts, readings)
 
     async def _word_and_bytes(
-        self, engine: EngineRuntime, pids: frozenset[int], unfinished: set[str]
+        self, engine: EngineRuntime, pids: frozenset[int], unfinished: set[str], level: Level
     ) -> tuple[bool, dict[GpuId, GpuReading]]:
         """Whether it says it sleeps, and what its GPUs hold. In the middle of a sleep its word comes before its bytes,
         and a wake may show in neither yet: both are asked again, within the bounds of a sleep and a wake."""
         clock, config = asyncio.get_running_loop().time, engine.config
         bound_s = config.sleep_deadline_s + config.wake_deadline_s if unfinished & {"sleep", "wake"} else 0.0
         give_up_at = clock() + bound_s
-        wakes_by = clock() + (max(_LATE_WAKE_S, 2 * (engine.costs.wake_s or 0.0)) if "wake" in unfinished else 0.0)
+        late_s = max(_LATE_WAKE_S, 3 * (engine.costs.wake_s or _CALL_S / 3)) if "wake" in unfinished else 0.0
+        wakes_by = clock() + late_s
         while True:
+            asked_at = clock()
             asleep = await self._world.control.is_sleeping(engine.url, deadline_s=max(_CALL_S, bound_s))
+            if clock() - asked_at > READY_POLL_S:
+                wakes_by = clock() + late_s  # it hung until now: what it was asked before begins only now
             readings = await self._readings(engine)
-            agree = self._disagreement(engine, held_by(readings, pids)) is None and clock() >= wakes_by
+            agree = self._disagreement(engine, held_by(readings, pids), level) is None and clock() >= wakes_by
             if not asleep or agree or clock() >= give_up_at:
                 return asleep, readings
             await asyncio.sleep(READY_POLL_S)
@@ -135,7 +162,7 @@ class Adopter:
     async def _adopt_asleep(
         self, engine: EngineRuntime, facts: Facts, level: Level, readings: Mapping[GpuId, GpuReading]
     ) -> None:
-        if lie := self._disagreement(engine, facts.held_bytes):
+        if lie := self._disagreement(engine, facts.held_bytes, level):
             raise Lied(lie)
         merged = _merge(facts, "found asleep", level=level, depth=DEPTH_OF_LEVEL[level])
         await self._owner.moved(engine.name, Event.ADOPTED_ASLEEP, merged, readings)
@@ -155,8 +182,11 @@ class Adopter:
         merged = _merge(facts, "found awake", golden=golden, canary=state, awake_bytes=facts.held_bytes)
         await self._owner.moved(engine.name, Event.ADOPTED_AWAKE, merged, readings)
 
-    def _disagreement(self, engine: EngineRuntime, held: Mapping[GpuId, int] | None) -> str | None:
-        """What an engine that says it sleeps holds all the same, in words."""
+    def _disagreement(self, engine: EngineRuntime, held: Mapping[GpuId, int] | None, level: Level) -> str | None:
+        """What an engine that says it sleeps holds all the same, in words. One that only freed some of its bytes may
+        hold any number of them: its wake tells."""
+        if level is Level.PAUSE:
+            return None
         most = 1.0 - self._world.config.recovery.first_sleep_frees_min
         for gpu, size in (held or {}).items():
             if size > max(most * engine.awake_on(gpu), engine.residue_on(gpu) + (1 << 29)):
@@ -167,9 +197,9 @@ class Adopter:
         """How deep it sleeps: from the unfinished sleep's own plan, else as recorded, else its preferred level."""
         for transition in reversed(unfinished):
             for step in transition.intent.plan.get("evict", ()):
-                if step["engine"] == engine.name and step.get("level"):
+                if step["engine"] == engine.name and step.get("level") is not None:
                     return Level(step["level"])
-        return engine.level or engine.config.levels[0]
+        return engine.config.levels[0] if engine.level is None else engine.level
 
     async def _readings(self, engine: EngineRuntime) -> dict[GpuId, GpuReading]:
         try:
@@ -196,13 +226,8 @@ class Adopter:
 
     async def _resolve(self, transitions: list[OpenTransition], state: State) -> None:
         for transition in transitions:
-            try:
-                await self._world.ledger.close_transition(
-                    transition.id,
-                    Outcome("resolved", state, "the service was not there when it ended; engine and GPUs were asked"),
-                )
-            except LedgerError as e:
-                _log.error("journal: transition %d not resolved: %s", transition.id, e)
+            why = "the service was not there when it ended; engine and GPUs were asked"
+            await self._world.journal.close(transition.id, Outcome("resolved", state, why))
 
 
 def _merge(

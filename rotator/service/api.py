@@ -9,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 from rotator import __version__
 from rotator.service import api_examples, problems
+from rotator.service.api_calendar import calendar_router
 from rotator.service.api_commands import admin_router, engine_router, swap_router
 from rotator.service.api_gate import Gate, Need
 from rotator.service.api_models import Health, Index, ReadinessModel
@@ -21,6 +22,7 @@ from rotator.service.problems import Problem, ProblemError
 _TAGS = [
     {"name": "turns", "description": "Which model is awake. Plans come with their reasons; `dry_run` only shows them."},
     {"name": "engines", "description": "One engine's life."},
+    {"name": "calendar", "description": "Times at which engines are kept awake."},
     {"name": "state", "description": "Engines, GPUs, queue and plan as they are now."},
     {"name": "journal", "description": "What happened: the ledger's tables and the stream of events."},
     {"name": "administration", "description": "Cordons, quarantine, configuration."},
@@ -53,6 +55,7 @@ def create_api(
     app.include_router(swap_router(ops, need))
     app.include_router(engine_router(ops, need))
     app.include_router(admin_router(ops, need))
+    app.include_router(calendar_router(ops, need))
     app.include_router(journal_router(ops, events, need, keepalive_s))
     app.include_router(state_router(ops, need))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign] # FastAPI's own way to adapt the description

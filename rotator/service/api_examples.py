@@ -39,8 +39,45 @@ ENGINES: list[dict[str, Any]] = [
         "sleeps": 11,
         "bytes_moved": 1540 * _GIB,
         "log_path": "/var/lib/rotator/logs/glm-5.1.log",
+        "held_by": "reservation 3 (evaluation)",
+        "held_until_wall_s": 1767232800.0,
     }
 ]
+
+RESERVATION: dict[str, Any] = {
+    "id": 3,
+    "name": None,
+    "engines": ["glm-5.1"],
+    "begins_wall_s": 1767225600.0,
+    "ends_wall_s": 1767232800.0,
+    "begins": "Thu 2026-01-01 01:00 CET",
+    "ends": "Thu 2026-01-01 03:00 CET",
+    "priority": 0,
+    "note": "evaluation",
+    "in_force": True,
+    "waived": [],
+}
+
+CALENDAR: dict[str, Any] = {
+    "timezone": "Europe/Berlin",
+    "windows": [
+        {
+            **RESERVATION,
+            "id": None,
+            "name": "office",
+            "engines": ["dsv4-flash"],
+            "begins_wall_s": 1767340800.0,
+            "ends_wall_s": 1767373200.0,
+            "begins": "Fri 2026-01-02 09:00 CET",
+            "ends": "Fri 2026-01-02 18:00 CET",
+            "note": "",
+            "in_force": False,
+        }
+    ],
+    "reservations": [RESERVATION],
+    "default_engines": ["dsv4-flash"],
+    "default_after_s": 900.0,
+}
 
 GPUS: list[dict[str, Any]] = [
     {
@@ -84,6 +121,7 @@ PLAN: dict[str, Any] = {
                     "drain_bound_s": 5.0,
                     "expected_s": 1.1,
                     "bytes_per_gpu": {"GPU-0": -78 * _GIB},
+                    "depth": None,
                 }
             ],
             "admit": {
@@ -95,6 +133,7 @@ PLAN: dict[str, Any] = {
                 "drain_bound_s": 0.0,
                 "expected_s": 1.9,
                 "bytes_per_gpu": {"GPU-0": 78 * _GIB},
+                "depth": None,
             },
             "reason": "glm-5.1 is wanted and does not fit beside dsv4-flash",
             "gpus": ["GPU-0"],

@@ -95,6 +95,7 @@ class StepModel(Wire):
     engine: str
     reason: str
     level: int | None
+    depth: str | None = Field(default=None, description="how deep it sleeps then, where its level does not say")
     force: bool
     drain_bound_s: float
     expected_s: float
@@ -107,6 +108,7 @@ class StepModel(Wire):
             engine=step.engine,
             reason=step.reason,
             level=None if step.level is None else int(step.level),
+            depth=step.depth,
             force=step.force,
             drain_bound_s=step.drain_bound_s,
             expected_s=step.expected_s,

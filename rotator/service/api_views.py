@@ -16,7 +16,18 @@ from rotator.service.operations import EngineView, GpuView, Operations, QueueEnt
 from rotator.service.problems import ProblemError, invalid, responses
 from rotator.service.resolve import find_engine
 
-Table = Literal["gpus", "engines", "residencies", "leases", "transitions", "vram_samples", "requests", "lives"]
+Table = Literal[
+    "gpus",
+    "engines",
+    "residencies",
+    "leases",
+    "transitions",
+    "decisions",
+    "reservations",
+    "vram_samples",
+    "requests",
+    "lives",
+]
 _LEDGER_OWN = ("table", "limit", "cursor")
 
 

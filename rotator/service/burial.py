@@ -17,6 +17,7 @@ from rotator.service.world import World
 
 _log = logging.getLogger(__name__)
 _LOG_TAIL_BYTES = 16384
+AGAIN_S = 5.0
 
 
 class Undertaker:
@@ -43,12 +44,10 @@ class Undertaker:
         self._world.traffic.abort(name, reason)
         entry = await self._intent(engine, end, reason)
         pids = engine.pids
-        trouble = await self._kill(engine, grace_s)
-        left = await self._bytes_left(engine, pids) if trouble is None else None
+        await self._kill(engine, grace_s, reason)
+        left = await self._bytes_left(engine, pids)
         words = reason
-        if trouble:
-            words = f"{reason}; {trouble}"
-        elif left:
+        if left:
             words = f"{reason}; its processes are gone but {left} did not come back: look for leftover holders"
         stays = words != reason or engine.config.launcher == "attach"
         facts = Facts(words, pids=frozenset(), held_bytes={})
@@ -67,12 +66,25 @@ class Undertaker:
             _log.error("journal: the end of %s is not written: %s", engine.name, e)
             return None
 
-    async def _kill(self, engine: EngineRuntime, grace_s: float) -> str | None:
-        """None when nothing of it is left, else what stands in the way."""
-        if engine.handle is None or engine.config.launcher == "attach":
-            return None  # never started, or not ours to end
+    async def _kill(self, engine: EngineRuntime, grace_s: float, reason: str) -> None:
+        """Return when none of its processes is left. One that will not go, or a launcher that does not answer, keeps it
+        stopping: were it looked away from, its bytes would be foreign and its next start would double it."""
+        if engine.config.launcher == "attach":
+            return  # not ours to end
+        while trouble := await self._end(engine, grace_s):
+            await self._owner.learned(engine.name, Facts(f"{reason}; {trouble}; tried again every {AGAIN_S:g} s"))
+            await asyncio.sleep(AGAIN_S)
+            grace_s = 0.0
+
+    async def _end(self, engine: EngineRuntime, grace_s: float) -> str | None:
+        """None when nothing of it is left, else what stands in the way. A start whose answer was lost may have left a
+        process that nobody has a handle of (or only that of an earlier launch): it is looked for."""
+        launcher = self._world.launchers[engine.config.launcher]
         try:
-            await self._world.launchers[engine.config.launcher].stop(engine.handle, grace_s=grace_s)
+            if engine.handle is not None:
+                await launcher.stop(engine.handle, grace_s=grace_s)
+            if (left := await launcher.find(engine.spec, None)) is not None:
+                await launcher.stop(left, grace_s=grace_s)
         except LaunchError as e:
             return str(e)
         return None

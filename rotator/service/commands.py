@@ -80,6 +80,9 @@ class Desk:
         mine = [p for p in self._pending if _serves(served.get(p.command.engine), p.command.kind)]
         self._pending = [p for p in self._pending if p not in mine]
         self._in_swap[swap_id] = mine
+        for entry in mine:
+            wakes = entry.command.kind in (CommandKind.WAKE, CommandKind.START)
+            (self._loop.calendar.unwaive if wakes else self._loop.calendar.waive)(entry.command.engine)
         return tuple(p.command for p in mine)
 
     def ended(self, active: ActiveSwap) -> None:

@@ -1,19 +1,22 @@
 """Carries out the evictions of a swap: close admission, let work finish or freeze, sleep, see the bytes come back."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rotator.core.lifecycle import Event
 from rotator.core.values import Action, Depth, GpuId, Level, State, Step
 from rotator.ports import DeviceError, EngineError, GpuReading
-from rotator.service.accounting import SleepExpectation, read_gpus, used, verify_sleep
+from rotator.service.accounting import Judgement, SleepExpectation, read_gpus, used, verify_sleep
 from rotator.service.burial import Undertaker
 from rotator.service.journal import Entry
 from rotator.service.owner import Facts, Lied, Owner
 from rotator.service.records import ActiveSwap, EngineRuntime
 from rotator.service.world import World
 
-DEPTH_OF_LEVEL = {Level.HOST: Depth.HOST, Level.DISCARD: Depth.DISCARDED}
+DEPTH_OF_LEVEL = {Level.PAUSE: Depth.KV, Level.HOST: Depth.HOST, Level.DISCARD: Depth.DISCARDED}
+MIB = 1 << 20
+SPARE_BYTES = 32 * MIB  # an elastic engine is asked for so much more than is needed, twice; half of it may fail to show
+SINK_AGAIN_S = 60.0  # an engine that would not go deeper is not asked again before
 VERIFY_PATIENCE_S = 3.0  # a driver may report freed bytes a little late; beyond this the engine lied
 
 
@@ -40,8 +43,27 @@ class Evictor:
             await self._give_back(active, entries, str(e))
             return False
         active.phases_s["drain"] = asyncio.get_running_loop().time() - started
-        results = await asyncio.gather(*(self._yield(step, active, entries[step.engine], readings) for step in steps))
-        return all(results)
+        # First those that only give host RAM back: whoever sleeps then needs it.
+        first = [step for step in steps if self._gives_host_ram(step)]
+        rest = [step for step in steps if step not in first]
+        if not await self._all_yield(first, active, entries, readings):
+            await self._give_back(active, entries, "no host RAM was gained for those who were to sleep")
+            return False
+        return await self._all_yield(rest, active, entries, readings)
+
+    async def _all_yield(
+        self,
+        steps: Sequence[Step],
+        active: ActiveSwap,
+        entries: Mapping[str, Entry],
+        readings: Mapping[GpuId, GpuReading],
+    ) -> bool:
+        every = (self._yield(step, active, entries[step.engine], readings) for step in steps)
+        return all(await asyncio.gather(*every))
+
+    def _gives_host_ram(self, step: Step) -> bool:
+        asleep = self._owner.runtime(step.engine).state is State.ASLEEP
+        return (step.action is Action.SINK and not step.bytes_per_gpu) or (step.action is Action.STOP and asleep)
 
     async def _readings(self, steps: tuple[Step, ...]) -> dict[GpuId, GpuReading]:
         gpus = {gpu for step in steps for gpu in self._owner.runtime(step.engine).gpus}
@@ -52,7 +74,7 @@ class Evictor:
     async def _drain(self, step: Step, active: ActiveSwap) -> None:
         """Raises KeepsItsTurn where the engine must keep serving."""
         engine = self._owner.runtime(step.engine)
-        if engine.state is not State.AWAKE:
+        if engine.state is not State.AWAKE or step.action is Action.SINK:
             return  # a sleeping or failed engine that is only to be stopped has nothing to drain
         if not await self._owner.moved(engine.name, Event.DRAIN, Facts(step.reason)):
             raise KeepsItsTurn(f"{engine.name} changed while the swap began")
@@ -91,6 +113,8 @@ class Evictor:
             return f"{name} still has {count} requests in flight and vLLM {engine.version} cannot freeze them"
         if self._world.traffic.max_freezes_left(name) <= 0:
             return f"{name} has a request in flight that was frozen as often as allowed"
+        if self._world.traffic.stall_left_s(name) <= 0.0:
+            return f"{name} has a request in flight that has stood still as long as allowed"
         return None
 
     async def _give_back(self, active: ActiveSwap, entries: Mapping[str, Entry], why: str) -> None:
@@ -109,8 +133,10 @@ class Evictor:
         mine = {gpu: before[gpu] for gpu in engine.gpus}
         if step.action is Action.STOP:
             return await self._stop(step, engine, entry)
-        level = step.level or engine.config.levels[0]
-        depth = DEPTH_OF_LEVEL[level]
+        if step.action is Action.SINK:
+            return await self._sink(step, engine, entry, mine)
+        level = engine.config.levels[0] if step.level is None else step.level
+        depth = step.depth or DEPTH_OF_LEVEL[level]
         if not await self._owner.moved(engine.name, Event.SLEEP, Facts(step.reason, level=level, depth=depth)):
             await entry.close("failed", engine.state, error="it changed while it drained")
             return False
@@ -143,18 +169,10 @@ class Evictor:
         clock = asyncio.get_running_loop().time
         started = clock()
         host_before = self._world.host().available_bytes
-        await self._world.control.sleep(
-            engine.url, level=level, abort=step.force, deadline_s=engine.config.sleep_deadline_s
-        )
+        expected = self._expectation(engine) if level is not Level.PAUSE else _elastic_expectation(step, engine)
+        await self._put_to_sleep(step, engine, level)
         slept = clock()
-        judgement = await verify_sleep(
-            self._world.devices,
-            self._expectation(engine),
-            before,
-            engine.pids,
-            read_deadline_s=self._world.config.devices.read_deadline_s,
-            patience_s=VERIFY_PATIENCE_S,
-        )
+        judgement = await self._verify(engine, expected, before)
         _longest(active.phases_s, "sleep", slept - started)
         _longest(active.phases_s, "verify", clock() - slept)
         if not judgement.ok:
@@ -164,13 +182,76 @@ class Evictor:
         return Facts(
             f"sleeps ({step.reason})",
             level=level,
-            depth=DEPTH_OF_LEVEL[level],
-            residue_bytes=judgement.held,
+            depth=step.depth or DEPTH_OF_LEVEL[level],
+            residue_bytes=None if level is Level.PAUSE else judgement.held,
             held_bytes=judgement.held,
-            host_bytes=took if self._is_believable(engine, level, took) else None,
-            sleep_s=slept - started,
+            host_bytes=took if step.depth is None and self._is_believable(engine, level, took) else None,
+            masters=level is Level.HOST and step.depth is None,
+            sleep_s=None if level is Level.PAUSE else slept - started,
             moved_bytes=max(0, moved),
         )
+
+    async def _put_to_sleep(self, step: Step, engine: EngineRuntime, level: Level) -> None:
+        control, deadline_s = self._world.control, engine.config.sleep_deadline_s
+        if level is Level.PAUSE:
+            await control.sleep_bytes(engine.url, bytes_per_gpu=_asked(step), deadline_s=deadline_s)
+            return
+        if engine.config.disk and level is Level.HOST:
+            where = "disk" if step.depth is Depth.DISK else "host"
+            await control.place_masters(engine.url, where=where, deadline_s=deadline_s)
+        await control.sleep(engine.url, level=level, abort=step.force, deadline_s=deadline_s)
+
+    async def _verify(
+        self, engine: EngineRuntime, expected: SleepExpectation, before: Mapping[GpuId, GpuReading]
+    ) -> Judgement:
+        return await verify_sleep(
+            self._world.devices,
+            expected,
+            before,
+            engine.pids,
+            read_deadline_s=self._world.config.devices.read_deadline_s,
+            patience_s=VERIFY_PATIENCE_S,
+        )
+
+    # -- deeper ------------------------------------------------------------------------------------------------------
+
+    async def _sink(self, step: Step, engine: EngineRuntime, entry: Entry, before: Mapping[GpuId, GpuReading]) -> bool:
+        """A sleeper frees more VRAM or moves its masters to disk; an engine that serves drops the masters it keeps."""
+        asleep = engine.state is State.ASLEEP
+        try:
+            facts = await self._go_deeper(step, engine, before)
+        except (EngineError, DeviceError) as e:
+            why = f"it did not go deeper: {e}"
+            if asleep:  # its state is unknown
+                await self._fault(engine, entry, Event.FAULT, why, before)
+            else:
+                engine.sinks_after_s = asyncio.get_running_loop().time() + SINK_AGAIN_S
+                await entry.close("failed", engine.state, error=why)
+            return False
+        except Lied as e:
+            await self._fault(engine, entry, Event.LIED, str(e), before)
+            return False
+        if asleep:
+            done = await self._owner.moved(engine.name, Event.SANK, facts)
+        else:
+            await self._owner.learned(engine.name, facts)
+            done = True
+        await entry.close("ok" if done else "failed", engine.state, before=used(before), after=facts.held_bytes)
+        return done
+
+    async def _go_deeper(self, step: Step, engine: EngineRuntime, before: Mapping[GpuId, GpuReading]) -> Facts:
+        control, deadline_s = self._world.control, engine.config.sleep_deadline_s
+        if not step.bytes_per_gpu:
+            where = "disk" if step.depth is Depth.DISK else "none"
+            await control.place_masters(engine.url, where=where, deadline_s=deadline_s)
+            held = engine.held_bytes if engine.state is State.ASLEEP else None  # what it holds on its GPUs is as it was
+            return Facts(f"sinks ({step.reason})", depth=step.depth, masters=False, held_bytes=held)
+        expected = _elastic_expectation(step, engine)
+        await control.sleep_bytes(engine.url, bytes_per_gpu=_asked(step), deadline_s=deadline_s)
+        judgement = await self._verify(engine, expected, before)
+        if not judgement.ok:
+            raise Lied(judgement.reason)
+        return Facts(f"sleeps deeper ({step.reason})", depth=step.depth, held_bytes=judgement.held)
 
     def _is_believable(self, engine: EngineRuntime, level: Level, took: int) -> bool:
         """Host RAM is shared: a reading counts only for level 1, with no other swap beside, and near what was planned
@@ -202,6 +283,19 @@ class Evictor:
         """Its state is unknown or a lie: it is killed, never woken over. The evidence goes into the journal."""
         await self._owner.moved(engine.name, event, Facts(reason, evidence={"used_before": used(before)}))
         await entry.close("failed", engine.state, error=reason, before=used(before))
+
+
+def _asked(step: Step) -> int:
+    """Bytes a GPU that an elastic engine is asked for."""
+    return max(-size for _, size in step.bytes_per_gpu) + 2 * SPARE_BYTES
+
+
+def _elastic_expectation(step: Step, engine: EngineRuntime) -> SleepExpectation:
+    """Freeing by bytes must leave no more than what it held less what it was to free."""
+    held = {gpu: engine.charge_on(gpu) for gpu in engine.gpus}
+    freed = {gpu: -size for gpu, size in step.bytes_per_gpu}
+    rest = {gpu: max(0, size - freed.get(gpu, 0)) for gpu, size in held.items()}
+    return SleepExpectation(held, rest, SPARE_BYTES, 0.0)
 
 
 def _longest(phases: dict[str, float], name: str, seconds: float) -> None:

@@ -79,8 +79,8 @@ class Head:
 class Exchange:
     """``clean`` is whether a failure may still end the answer as whole: while only our own notices were written."""
 
-    __slots__ = ("_receive", "_send", "clean", "dialect", "eta_s", "events", "fallback", "head", "id", "method",
-                 "route", "started", "watch")  # fmt: skip
+    __slots__ = ("_receive", "_send", "clean", "client", "dialect", "eta_s", "events", "fallback", "head", "id",
+                 "method", "route", "started", "watch")  # fmt: skip
 
     head: Head  # set first of all, but where its own error can be told
     route: Route
@@ -89,6 +89,7 @@ class Exchange:
         self.method: str = scope["method"]
         self.dialect = dialect
         self.id = ""
+        self.client = ""  # whose request it is, where keys tell
         self.watch = Watch(receive)
         self.started = False
         self.clean = False

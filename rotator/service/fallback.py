@@ -62,7 +62,7 @@ class Fallback:
         target = self._directory.resolve(model)
         if target is None:
             raise EngineUnavailable("it is not configured any more")
-        ticket = self._traffic.try_enter(target.engine, model)
+        ticket = self._traffic.try_enter(target.engine, model, x.client)
         if ticket is None:
             ticket = await self._enter(x, target, model, until_s)
             target = self._directory.resolve(model) or target  # a started engine has a new address
@@ -73,7 +73,7 @@ class Fallback:
         if left_s is not None and left_s <= 0:
             raise EngineUnavailable("it is not awake, and no time is left to wait for it")
         x.watch.listen()
-        return await self._traffic.enter(target.engine, model, deadline_s=left_s, request_id=x.id)
+        return await self._traffic.enter(target.engine, model, deadline_s=left_s, request_id=x.id, client=x.client)
 
     async def _outside(self, x: Exchange, request: Request, config: FallbackConfig) -> None:
         passed = {b"content-type", b"accept"}  # nothing that the client meant for us alone

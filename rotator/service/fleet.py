@@ -9,18 +9,19 @@ from typing import Literal
 
 from rotator.config import GIB, EngineConfig, FleetConfig
 from rotator.core import lifecycle, policy
+from rotator.core.costs import preferred
+from rotator.core.history import History
 from rotator.core.lifecycle import Event
-from rotator.core.values import Command, Demand, Depth, Engine, Gpu, GpuId, Snapshot, State
+from rotator.core.values import Calendar, Command, Depth, Engine, Gpu, GpuId, Snapshot, State
 from rotator.ports import EngineRecord, GpuInfo, GpuReading, Handle, LaunchSpec, Recovered, Residency
 from rotator.service.owner import Facts
 from rotator.service.records import EngineRuntime, GpuRecord
+from rotator.service.sight import engine_seen
 from rotator.service.traffic import Traffic
 from rotator.service.wording import Wording
 
 _VLLM_SHARE = 0.92  # vLLM's own default for --gpu-memory-utilization (0.9 until 0.14; 0.92 is the safer plan)
-_COST_UNKNOWN_WAKE_S = 5.0
-_COST_UNKNOWN_SLEEP_S = 2.0
-_COST_UNKNOWN_START_S = 90.0
+NO_CALENDAR = Calendar()
 
 
 class Fleet:
@@ -47,7 +48,7 @@ class Fleet:
         return engine
 
     def learn(self, engine: EngineRuntime, facts: Facts) -> None:
-        for name in ("handle", "version", "freezes", "golden", "canary", "level", "depth", "pids"):
+        for name in ("handle", "version", "freezes", "golden", "canary", "level", "depth", "pids", "masters"):
             value = getattr(facts, name)
             if value is not None:
                 setattr(engine, name, value)
@@ -57,10 +58,22 @@ class Fleet:
             engine.residue_bytes.update(facts.residue_bytes)
         if facts.host_bytes is not None:
             engine.measured_host_bytes = facts.host_bytes
-        for name in ("wake_s", "sleep_s", "start_s"):
+        if facts.wake_s is not None:
+            self._learn_wake(engine, facts.wake_s)
+        for name in ("sleep_s", "start_s"):
             if (measured := getattr(facts, name)) is not None:
                 setattr(engine.costs, name, policy.smooth(getattr(engine.costs, name), measured))
+        if facts.unseen is not None:
+            engine.unseen = facts.unseen
         engine.counters.bytes_moved += facts.moved_bytes
+
+    def _learn_wake(self, engine: EngineRuntime, seconds: float) -> None:
+        """A wake is measured by what it had to bring back: the depth is still the sleep's."""
+        costs, usual = engine.costs, preferred(engine.config.levels)
+        depth = engine.depth or usual
+        costs.wakes[depth] = policy.smooth(costs.wakes.get(depth), seconds)
+        if depth is usual:
+            costs.wake_s = costs.wakes[depth]
 
     def _count(self, engine: EngineRuntime, event: Event, now_s: float) -> None:
         counters = engine.counters
@@ -74,13 +87,16 @@ class Fleet:
                 engine.frozen_since_s = now_s
             case Event.SLEPT:
                 counters.sleeps += 1
+                engine.slept_at_s = now_s
+            case Event.ADOPTED_ASLEEP:
+                engine.slept_at_s = now_s
             case Event.FAULT:
                 engine.failures += 1
                 engine.after_stop = Event.GONE_FAULTY
             case Event.LIED:
                 engine.after_stop = Event.GONE_LIAR
             case Event.GONE | Event.GONE_FAULTY | Event.GONE_LIAR:
-                engine.handle, engine.depth, engine.pids = None, None, frozenset()
+                engine.handle, engine.depth, engine.pids, engine.masters = None, None, frozenset(), False
         if engine.state in (State.AWAKE, State.ASLEEP) or event is Event.GONE:
             engine.preload = False  # it runs, or an operator's stop is the later word
         if engine.state is State.AWAKE and event is not Event.DRAIN_ABANDONED:
@@ -103,7 +119,8 @@ class Fleet:
         engines = [e for e in self.engines.values() if gpu in e.gpus]
         if reading.by_pid is not None:
             self._attribute(gpu, reading.by_pid, engines)
-        if reading.by_pid is not None or not claimed:
+        told = reading.by_pid is not None and all(e.pids or not e.live for e in engines)
+        if told or not claimed:  # one that still starts is charged with what it will hold, not with what it does
             record.foreign_bytes = max(0, reading.used_bytes - sum(e.charge_on(gpu) for e in engines))
 
     def _attribute(self, gpu: GpuId, by_pid: Mapping[int, int], engines: Iterable[EngineRuntime]) -> None:
@@ -114,63 +131,37 @@ class Fleet:
 
     # -- what the planner sees ---------------------------------------------------------------------------------------
 
-    def snapshot(self, now_s: float, claimed: frozenset[GpuId], commands: tuple[Command, ...]) -> Snapshot:
+    def snapshot(
+        self,
+        now_s: float,
+        claimed: frozenset[GpuId],
+        commands: tuple[Command, ...],
+        calendar: Calendar = NO_CALENDAR,
+    ) -> Snapshot:
         return Snapshot(
             now_s=now_s,
             gpus={
-                g.info.id: Gpu(g.info.id, g.info.total_bytes, g.foreign_bytes, g.reserve_bytes, g.health)
+                g.info.id: Gpu(
+                    g.info.id, g.info.total_bytes, g.foreign_bytes, g.reserve_bytes, g.health, g.swaps.share(now_s)
+                )
                 for g in self.gpus.values()
             },
-            engines={e.name: self._view(e, now_s) for e in self.engines.values()},
+            engines={e.name: self._seen(e, now_s) for e in self.engines.values()},
             host_budget_bytes=self.host_budget_bytes,
             host_used_bytes=self.host_used_bytes(),
             claimed=claimed,
             commands=commands,
             policy=self.config.policies.core(),
+            calendar=calendar,
         )
 
     def host_used_bytes(self) -> int:
-        return sum(e.host_bytes for e in self.engines.values() if e.state is State.ASLEEP and e.depth is Depth.HOST)
+        return sum(e.masters_bytes for e in self.engines.values())
 
-    def _view(self, engine: EngineRuntime, now_s: float) -> Engine:
-        costs = engine.costs
-        complete = engine.held_bytes is not None and all(g in engine.held_bytes for g in engine.gpus)
-        return Engine(
-            name=engine.name,
-            gpus=engine.gpus,
-            state=engine.state,
-            awake_bytes=tuple(engine.awake_on(g) for g in engine.gpus),
-            residue_bytes=tuple(engine.residue_on(g) for g in engine.gpus),
-            host_bytes=engine.host_bytes,
-            held_bytes=tuple(engine.charge_on(g) for g in engine.gpus) if complete else None,
-            depth=engine.depth,
-            levels=engine.config.levels,
-            can_stop=engine.config.launcher != "attach",
-            pinned=engine.pinned,
-            priority=engine.config.priority,
-            demand=self.demand(engine, now_s),
-            can_freeze=engine.yields_after_s <= now_s,
-            awake_since_s=engine.awake_since_s,
-            wake_cost_s=costs.wake_s or _COST_UNKNOWN_WAKE_S,
-            sleep_cost_s=costs.sleep_s or _COST_UNKNOWN_SLEEP_S,
-            start_cost_s=costs.start_s or _COST_UNKNOWN_START_S,
-            retry_at_s=engine.retry_at_s,
-            preload=engine.preload,
-        )
-
-    def demand(self, engine: EngineRuntime, now_s: float) -> Demand:
-        traffic, name = self._traffic, engine.name
-        frozen = traffic.frozen(name) if engine.state is State.ASLEEP else 0
-        stood_s = now_s - engine.frozen_since_s if frozen else 0.0
-        rate = policy.arrival_rate_per_s(traffic.arrivals(name), now_s)
-        idle_s = now_s - traffic.last_used_s(name)
-        return Demand(
-            waiting=traffic.waiting(name),
-            oldest_wait_s=max(stood_s, traffic.oldest_wait_s(name)),
-            in_flight=traffic.in_flight(name),
-            frozen=frozen,
-            likely_wanted=policy.likely_wanted(rate, idle_s, self.config.policies.wanted_horizon_s),
-        )
+    def _seen(self, engine: EngineRuntime, now_s: float) -> Engine:
+        engine.history = self._traffic.history(engine.name)
+        unified = any(self.gpus[gpu].info.unified_memory for gpu in engine.gpus)
+        return engine_seen(engine, self._traffic, self.config.policies, now_s, unified=unified)
 
     # -- configuration and memory of earlier lives -------------------------------------------------------------------
 
@@ -216,6 +207,8 @@ class Fleet:
         for engine in self.engines.values():
             if record := recovered.engines.get(engine.name):
                 _remember_engine(engine, record)
+                if record.history:
+                    self._traffic.remember(engine.name, History.of_json(record.history))
         for row in recovered.residencies:
             if (owner := self.engines.get(row.engine)) and row.gpu in owner.gpus:
                 _remember_residency(owner, row)
@@ -247,6 +240,9 @@ def _share(command: tuple[str, ...]) -> float:
 
 def _remember_engine(engine: EngineRuntime, record: EngineRecord) -> None:
     engine.costs.wake_s, engine.costs.sleep_s, engine.costs.start_s = record.wake_s, record.sleep_s, record.start_s
+    engine.costs.wakes = {Depth(name): seconds for name, seconds in (record.wake_costs or {}).items()}
+    if engine.costs.wake_s is not None:
+        engine.costs.wakes.setdefault(preferred(engine.config.levels), engine.costs.wake_s)
     engine.golden, engine.version, engine.level = record.canary, record.version, record.level
     engine.failures = record.failures
     engine.drifted = bool(record.spec_hash) and record.spec_hash != engine.config.spec_hash()

@@ -18,7 +18,7 @@ from rotator.config import GatewayConfig
 from rotator.service.events import EventBus
 from rotator.service.exchange import ClientGone, Exchange, Head, plain_dialect
 from rotator.service.fallback import Fallback
-from rotator.service.keys import Authorize, Guard
+from rotator.service.keys import Authorize, Guard, Identify
 from rotator.service.metrics import Metrics
 from rotator.service.notices import Notices
 from rotator.service.proxy import Proxy
@@ -36,7 +36,8 @@ _ASKED = frozenset((b"host", b"origin", b"sec-fetch-site", b"authorization", b"x
 
 
 class Gateway:
-    """``authorize`` and ``guard`` are those of ``keys.Keys``; None lets everybody in. ``session`` makes the pool of
+    """``authorize`` and ``guard`` are those of ``keys.Keys``; None lets everybody in. ``identify`` names the client
+    that a request is of, so that none takes another's share of a line. ``session`` makes the pool of
     connections to engines (``upstream.open_session`` where absent)."""
 
     def __init__(
@@ -49,6 +50,7 @@ class Gateway:
         metrics: Metrics,
         authorize: Authorize | None = None,
         guard: Guard | None = None,
+        identify: Identify | None = None,
         session: Callable[[], aiohttp.ClientSession] | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
@@ -56,6 +58,7 @@ class Gateway:
         self._directory = directory
         self._authorize = authorize
         self._guard = guard
+        self._identify = identify
         self._upstream = Upstream(
             session or (lambda: open_session(self._config.upstream_connect_s)), config.upstream_connect_s
         )
@@ -88,7 +91,8 @@ class Gateway:
             await self._http(scope, receive, send)
         elif scope["type"] == "websocket":
             denial = self._denied("GET", scope)
-            await self._realtime.serve(scope, receive, send, denial, is_realtime(raw_path_of(scope)))
+            client = self._identify(_credentials(scope)) if self._identify is not None else ""
+            await self._realtime.serve(scope, receive, send, denial, is_realtime(raw_path_of(scope)), client)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         x = Exchange(scope, receive, send, plain_dialect(raw_path_of(scope)))
@@ -119,6 +123,8 @@ class Gateway:
             raise _no_route(x.method, scope["path"], route)
         x.route, x.dialect = route, route.dialect
         x.head = Head(scope["headers"], scope["query_string"])
+        if self._identify is not None:
+            x.client = self._identify(_credentials(scope))
         if route.kind is Kind.INFER:
             await self._infer(x)
         elif route.kind is Kind.STORED:
@@ -138,7 +144,7 @@ class Gateway:
         if x.head.deadline_s is not None:
             until_s = asyncio.get_running_loop().time() + x.head.deadline_s
         try:
-            ticket = self._traffic.try_enter(target.engine, request.model)
+            ticket = self._traffic.try_enter(target.engine, request.model, x.client)
             if ticket is None:
                 ticket = await self._wait(x, request, target)
                 target = self._directory.resolve(request.model) or target  # a started engine has a new address
@@ -152,7 +158,9 @@ class Gateway:
         x.watch.listen()
         if x.head.notices is not None and request.stream:
             return await self._notices.enter(x, target, request.model, x.head.deadline_s)
-        return await self._traffic.enter(target.engine, request.model, deadline_s=x.head.deadline_s, request_id=x.id)
+        return await self._traffic.enter(
+            target.engine, request.model, deadline_s=x.head.deadline_s, request_id=x.id, client=x.client
+        )
 
     def _find(self, model: str) -> Target:
         target = self._directory.resolve(model)
@@ -176,7 +184,7 @@ class Gateway:
     def _denied(self, method: str, scope: Scope) -> ApiError | None:
         if self._authorize is None and self._guard is None:
             return None
-        headers = {n.decode(): v.decode("latin-1") for n, v in scope["headers"] if n in _ASKED}
+        headers = _credentials(scope)
         denial = self._guard(method, headers) if self._guard is not None else None
         if denial is None and self._authorize is not None:
             denial = self._authorize(headers, "infer")
@@ -184,6 +192,10 @@ class Gateway:
             return None
         code = "invalid_api_key" if denial.status == 401 else "forbidden"
         return ApiError(denial.status, str(denial), code, "authentication_error", closes=True)
+
+
+def _credentials(scope: Scope) -> dict[str, str]:
+    return {n.decode(): v.decode("latin-1") for n, v in scope["headers"] if n in _ASKED}
 
 
 def unknown_model(model: str, directory: Directory) -> ApiError:

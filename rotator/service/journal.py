@@ -1,5 +1,6 @@
 """Intent before, outcome after: every transition through this one door."""
 
+import asyncio
 import dataclasses
 import logging
 import time
@@ -10,6 +11,7 @@ from rotator.core.values import Action, Command, GpuId, State, Step, Swap
 from rotator.ports import Intent, Ledger, LedgerError, Outcome
 
 _log = logging.getLogger(__name__)
+_AGAIN_S = 1.0
 
 
 def plan_json(swap: Swap) -> dict[str, Any]:
@@ -33,12 +35,11 @@ def command_json(command: Command) -> dict[str, Any]:
 
 
 class Entry:
-    """One open line of the journal. Closing it twice, or after a failed write, is harmless: a restart resolves it."""
+    """One open line of the journal. Closing it twice is harmless."""
 
-    def __init__(self, ledger: Ledger, id: int, wall: Callable[[], float]) -> None:
-        self._ledger = ledger
+    def __init__(self, journal: "Journal", id: int) -> None:
+        self._journal = journal
         self._id = id
-        self._wall = wall
         self._open = True
 
     async def close(
@@ -54,17 +55,42 @@ class Entry:
         if not self._open:
             return
         self._open = False
-        outcome = Outcome(result, state, error, phases_s or {}, before or {}, after or {}, self._wall())
-        try:
-            await self._ledger.close_transition(self._id, outcome)
-        except LedgerError as e:
-            _log.error("journal: outcome of transition %d not written: %s", self._id, e)
+        now_wall_s = self._journal.wall()
+        outcome = Outcome(result, state, error, phases_s or {}, before or {}, after or {}, now_wall_s)
+        await self._journal.close(self._id, outcome)
 
 
 class Journal:
+    """Outcomes that could not be written wait here until they can. There are as few as transitions under way: without
+    room in the journal none begins. After a kill a restart resolves what is open."""
+
     def __init__(self, ledger: Ledger, wall: Callable[[], float] = time.time) -> None:
         self._ledger = ledger
-        self._wall = wall
+        self.wall = wall
+        self._owed: dict[int, Outcome] = {}
+        self._paying: asyncio.Task[None] | None = None
+
+    async def close(self, transition: int, outcome: Outcome) -> None:
+        """Write an outcome, now or as soon as the ledger takes it."""
+        try:
+            await self._ledger.close_transition(transition, outcome)
+        except LedgerError as e:
+            _log.error("journal: outcome of transition %d not written yet: %s", transition, e)
+            self._owed[transition] = outcome
+            if self._paying is None or self._paying.done():
+                self._paying = asyncio.create_task(self._pay())
+
+    async def _pay(self) -> None:
+        while self._owed:
+            await asyncio.sleep(_AGAIN_S)
+            for transition, outcome in tuple(self._owed.items()):
+                try:
+                    await self._ledger.close_transition(transition, outcome)
+                except LedgerError:
+                    if not self._ledger.healthy:
+                        break  # it tries small writes by itself: what is owed waits until they succeed
+                    _log.exception("journal: outcome of transition %d is given up", transition)
+                del self._owed[transition]
 
     async def open(
         self,
@@ -75,8 +101,10 @@ class Journal:
         to_state: State,
         reason: str,
         plan: Mapping[str, Any] | None = None,
+        decision: str | None = None,
     ) -> Entry:
-        """Write the intent. Raises LedgerError: then nothing may start."""
+        """Write the intent. Raises LedgerError: then nothing may start. ``decision`` is what the swap was decided from,
+        packed; once a swap is enough."""
         name = action.value if isinstance(action, Action) else action
-        intent = Intent(swap_id, engine, name, from_state, to_state, reason, plan or {}, self._wall())
-        return Entry(self._ledger, await self._ledger.open_transition(intent), self._wall)
+        intent = Intent(swap_id, engine, name, from_state, to_state, reason, plan or {}, self.wall(), decision)
+        return Entry(self, await self._ledger.open_transition(intent))

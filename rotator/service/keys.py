@@ -34,6 +34,7 @@ class Denial(str):
 
 
 Authorize = Callable[[Mapping[str, str], Scope], Denial | None]
+Identify = Callable[[Mapping[str, str]], str]
 Guard = Callable[[str, Mapping[str, str]], Denial | None]
 
 
@@ -85,6 +86,12 @@ class Keys:
         if rank < RANK[scope]:
             return Denial(f"key '{name}' lacks scope '{scope}': ask for one that has it", 403)
         return None
+
+    def client(self, headers: Mapping[str, str]) -> str:
+        """The name of the key that a request was sent with; empty where there is none, or none is known."""
+        secret = _presented(headers) if self._keys else None
+        found = self._find(secret) if secret is not None else None
+        return "" if found is None else found[0]
 
     def guard(self, method: str, headers: Mapping[str, str]) -> Denial | None:
         """None where no web page can have caused the request, or where keys make that harmless, else why not."""

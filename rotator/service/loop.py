@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from rotator.core import policy
 from rotator.core.lifecycle import Event, LifecycleError, is_moving
+from rotator.core.placement import lacking
 from rotator.core.planner import plan as make_plan
 from rotator.core.values import (
     Blocked,
@@ -28,9 +29,10 @@ from rotator.core.values import (
     State,
     Swap,
 )
-from rotator.ports import GpuReading, Handle, Recovered
+from rotator.ports import DeviceError, GpuReading, Handle, Recovered
 from rotator.service.adoption import Adopter
 from rotator.service.burial import Undertaker
+from rotator.service.calendar import Keeper
 from rotator.service.commands import Desk
 from rotator.service.fleet import Fleet
 from rotator.service.journal import plan_json
@@ -62,6 +64,7 @@ HOPELESS = frozenset(
 )
 BY_BYTES = frozenset({BlockKind.NEVER_FITS, BlockKind.HOST_RAM})
 BYTES_GRACE_S = 3.0
+NEWS_BYTES = 64 << 20
 _OPENS = {Event.STARTED, Event.WOKE, Event.ADOPTED_AWAKE, Event.DRAIN_ABANDONED}
 _ENDS = {Event.GONE: "stopped", Event.GONE_FAULTY: "failed", Event.GONE_LIAR: "quarantined"}
 
@@ -72,8 +75,9 @@ class Loop:
         self.fleet = fleet
         self.undertaker = Undertaker(world, self)
         self.desk = Desk(self)
-        self.recorder = Recorder(world.ledger)
+        self.recorder = Recorder(world.ledger, wall)
         self.adopter = Adopter(world, self)
+        self.calendar = Keeper(world)
         self.active: dict[str, ActiveSwap] = {}
         self.last_plan = Plan()
         self.adopting = True
@@ -124,6 +128,16 @@ class Loop:
             self.tell(GpuRead(gpu, reading, None, inf))  # handled before the next decision
         return await applied
 
+    async def look_at(self, gpu: GpuId) -> None:
+        """Read a GPU and report what came of it."""
+        begun_at_s = self.now_s()
+        try:
+            reading = await self.world.devices.read(gpu, deadline_s=self.world.config.devices.read_deadline_s)
+        except DeviceError as e:
+            self.tell(GpuRead(gpu, None, str(e), begun_at_s))
+        else:
+            self.tell(GpuRead(gpu, reading, None, begun_at_s))
+
     async def learned(self, engine: EngineName, facts: Facts) -> None:
         applied: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self.tell(Learned(engine, facts, applied))
@@ -132,20 +146,32 @@ class Loop:
     async def wanted(self, active: ActiveSwap) -> bool:
         return await self.do(lambda: self._is_wanted(active))
 
+    async def lacking(self, engine: EngineName) -> str | None:
+        return await self.do(lambda: lacking(self.snapshot(), engine))
+
     def claimed(self) -> frozenset[GpuId]:
-        """GPUs on which something moves: swaps under way, and engines that start, stop or are being buried."""
-        moving = (gpu for e in self.fleet.engines.values() if is_moving(e.state) for gpu in e.gpus)
+        """GPUs on which something moves: swaps under way, and engines that start, stop, are being buried, or of which
+        nobody could tell yet whether they run."""
+        moving = (gpu for e in self.fleet.engines.values() if is_moving(e.state) or e.unseen for gpu in e.gpus)
         return frozenset(moving).union(*(a.swap.gpus for a in self.active.values()))
 
     def snapshot(self, commands: tuple[Command, ...] = ()) -> Snapshot:
-        return self.fleet.snapshot(self.now_s(), self.claimed(), commands)
+        calendar = self.calendar.snapshot(self.now_s(), self._wall())
+        return self.fleet.snapshot(self.now_s(), self.claimed(), commands, calendar)
+
+    def calendar_is_due(self) -> bool:
+        """Whether a window or reservation begins or ends now."""
+        return not self.adopting and self.calendar.is_due(self._wall())
 
     def plan_for(self, commands: tuple[Command, ...]) -> Plan:
         """A plan that nobody carries out."""
         return self._plan((*self.desk.pending_commands(), *commands))
 
     def _plan(self, commands: tuple[Command, ...]) -> Plan:
-        return self.fleet.wording().plan(make_plan(self.snapshot(commands)))
+        return self._plan_from(self.snapshot(commands))
+
+    def _plan_from(self, snapshot: Snapshot) -> Plan:
+        return self.fleet.wording().plan(make_plan(snapshot))
 
     async def settled(self) -> None:
         """Return when nothing is in flight and no swap is under way."""
@@ -158,10 +184,15 @@ class Loop:
     def now_s(self) -> float:
         return asyncio.get_running_loop().time()
 
+    def wall_s(self) -> float:
+        """Unix seconds: for people, zones and what outlives the service."""
+        return self._wall()
+
     # -- the task ----------------------------------------------------------------------------------------------------
 
     async def run(self, recovered: Recovered) -> None:
         """Adopt what runs, then decide until cancelled."""
+        self.calendar.restore(recovered.reservations)
         adoption = asyncio.create_task(self._adopt(recovered))
         recording = asyncio.create_task(self.recorder.run())
         try:
@@ -191,6 +222,7 @@ class Loop:
             await self.adopter.adopt_all(recovered)
         except Exception:
             _log.exception("adoption")
+        await asyncio.gather(*(self.look_at(gpu) for gpu in self.fleet.gpus))  # nothing is planned on bytes never seen
         await self.do(self._adopted)
 
     def _adopted(self) -> None:
@@ -232,6 +264,8 @@ class Loop:
         engine.reason = self.fleet.wording().text(engine.reason)
         for gpu in engine.gpus:
             self.fleet.gpus[gpu].moved_at_s = self.now_s()
+        if engine.state is State.AWAKE:
+            self.calendar.woke(name)
         self._gates(engine, event, engine.reason)
         self.recorder.note(engine)
         data: dict[str, Any] = {"state": engine.state.value, "event": event.value, "reason": engine.reason}
@@ -252,6 +286,8 @@ class Loop:
             traffic.clear_failure(name)
         elif event in _ENDS:
             traffic.release_hold(name)
+            if event is Event.GONE:
+                traffic.clear_failure(name)  # stopped by wish: the next request may have it started anew
             self._after_the_end(engine, event)
         else:
             traffic.close(name)
@@ -333,12 +369,16 @@ class Loop:
         record = self.fleet.gpus.get(gpu)
         if record is None:
             return
-        before = record.health
+        before, here = record.health, [e for e in self.fleet.engines.values() if gpu in e.gpus]
+        charged = [engine.charge_on(gpu) for engine in here]
         self.fleet.read(gpu, reading, error, claimed=gpu in self.claimed(), current=begun_at_s >= record.moved_at_s)
         if record.health is not before:
             self.world.bus.publish(f"gpu.{record.health.value}", gpu=gpu, reason=error or "it answers again")
+        for engine, known in zip(here, charged, strict=True):
+            if abs(engine.charge_on(gpu) - known) > NEWS_BYTES and not is_moving(engine.state):
+                self.recorder.note(engine)  # it was not measured when it came here, or it has grown since
         if reading is not None:
-            holders = {e.name: e.charge_on(gpu) for e in self.fleet.engines.values() if gpu in e.gpus}
+            holders = {e.name: e.charge_on(gpu) for e in here}
             holders["(foreign)"] = record.foreign_bytes
             self.world.ledger.sample_vram(self._wall(), gpu, reading.used_bytes, holders)
 
@@ -352,9 +392,11 @@ class Loop:
         if not self.world.ledger.healthy:
             return  # no room in the journal: nothing starts; the ledger tries again by itself
         self.desk.drop_expired(self.now_s())
-        self.last_plan = self._plan(self.desk.pending_commands())
+        self.calendar.advance(self.now_s(), self._wall())
+        snapshot = self.snapshot(self.desk.pending_commands())
+        self.last_plan = self._plan_from(snapshot)
         for swap in self.last_plan.swaps:
-            self._begin(swap)
+            self._begin(swap, snapshot)
         for blocked in self.last_plan.blocked:
             self._answer_blocked(blocked)
         self._arm(self.last_plan.look_again_at_s)
@@ -363,9 +405,9 @@ class Loop:
         """Whether streams are frozen: also while the service winds down they get their turn, so that they can end."""
         return any(self.world.traffic.frozen(e.name) for e in self.fleet.engines.values() if e.state is State.ASLEEP)
 
-    def _begin(self, swap: Swap) -> None:
+    def _begin(self, swap: Swap, seen: Snapshot) -> None:
         id = f"s{self._life}-{next(self._numbers)}"
-        active = ActiveSwap(id, swap, self.now_s(), self._wall(), self.desk.begun(id, swap))
+        active = ActiveSwap(id, swap, self.now_s(), self._wall(), self.desk.begun(id, swap), seen)
         self.active[id] = active
         self.world.bus.publish("swap.begun", swap.admit.engine if swap.admit else None, id=id, plan=plan_json(swap))
         active.task = asyncio.create_task(self._runner.run(active))
@@ -374,29 +416,49 @@ class Loop:
     def _swap_ended(self, active: ActiveSwap) -> None:
         for name in active.refused:
             self.fleet.engines[name].yields_after_s = self.now_s() + YIELD_AGAIN_S
+        self._count_swap_time(active)
         phases = {name: round(seconds, 4) for name, seconds in active.phases_s.items()}
         admit = active.swap.admit.engine if active.swap.admit else None
         self.world.bus.publish("swap.ended", admit, id=active.id, error=active.error, phases_s=phases)
         self.desk.ended(active)
 
+    def _count_swap_time(self, active: ActiveSwap) -> None:
+        """What a swap cost that interrupted somebody: its time without the drain, in which there was still service."""
+        steps, seen = active.swap.evict, active.seen.engines if active.seen else {}
+        if not any(step.engine in seen and seen[step.engine].demand.in_flight for step in steps):
+            return
+        seconds = self.now_s() - active.begun_at_s - active.phases_s.get("drain", 0.0)
+        for gpu in active.swap.gpus & self.fleet.gpus.keys():
+            self.fleet.gpus[gpu].swaps.spent(seconds, self.now_s())
+
     def _is_wanted(self, active: ActiveSwap) -> bool:
         """A swap is wanted while somebody waits for its engine; commands and preloads are wanted to their end."""
         admit = active.swap.admit
-        if admit is None or active.commands or active.swap.command or admit.engine not in self.fleet.engines:
+        swap = active.swap
+        if admit is None or active.commands or swap.command or swap.ahead or admit.engine not in self.fleet.engines:
             return True
         engine, traffic = self.fleet.engines[admit.engine], self.world.traffic
-        return engine.preload or traffic.waiting(engine.name) > 0 or traffic.in_flight(engine.name) > 0
+        asked = traffic.waiting(engine.name) > 0 or traffic.in_flight(engine.name) > 0
+        return asked or engine.preload or self.calendar.wants(engine.name)
 
     def _answer_blocked(self, blocked: Blocked) -> None:
         if blocked.command is not None:
             self.desk.blocked(blocked)
-        elif blocked.kind in HOPELESS and self.world.traffic.waiting(blocked.engine):
+        elif self._is_hopeless(blocked) and self.world.traffic.waiting(blocked.engine):
             if blocked.kind in BY_BYTES and self.world.traffic.oldest_wait_s(blocked.engine) < BYTES_GRACE_S:
                 return  # a process that is just ending may still hold them: the next readings tell
             # Waiting cannot help: whoever waits learns why now. The next one who comes makes us look again.
             self.world.traffic.fail(blocked.engine, f"{blocked.engine} cannot be had: {blocked.reason}")
             if self.fleet.engines[blocked.engine].state is not State.QUARANTINED:
                 self.world.traffic.clear_failure(blocked.engine)
+
+    def _is_hopeless(self, blocked: Blocked) -> bool:
+        """Whether waiting cannot help: it lasts, or the calendar lasts longer than anybody may wait."""
+        if blocked.kind is not BlockKind.HELD:
+            return blocked.kind in HOPELESS
+        engine = self.fleet.engines[blocked.engine].config
+        patience_s = engine.wait_deadline_s or self.world.config.gateway.wait_deadline_s
+        return blocked.until_s is not None and blocked.until_s - self.now_s() > patience_s
 
     def _arm(self, at_s: float | None) -> None:
         if self._alarm is not None:
@@ -420,7 +482,9 @@ class Loop:
         for active in self.active.values():
             if active.swap.admit and active.swap.admit.engine == name:
                 return max(0.5, active.swap.expected_s - (now - active.begun_at_s))
-        return policy.eta_s(self.snapshot(), name)
+        estimate = policy.eta_s(self.snapshot(), name)
+        held_s = (b.until_s - now for b in self.last_plan.blocked if b.engine == name and b.until_s is not None)
+        return None if estimate is None else max(estimate, *held_s, 0.0)
 
     def request_ended(self, model: str, waited_s: float, outcome: str) -> None:
         self.world.ledger.count_request(model, waited_s=waited_s, outcome=outcome)

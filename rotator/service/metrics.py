@@ -75,3 +75,9 @@ class _TrafficGauges(Collector):
         for engine in engines:
             freezes.add_metric((engine,), self._traffic.freezes(engine))
         yield freezes
+        stalls = CounterMetricFamily(
+            "rotator_stall_seconds", "How long streams stood still, all freezes that are over", labels=("engine",)
+        )
+        for engine in engines:
+            stalls.add_metric((engine,), self._traffic.stalled_s(engine))
+        yield stalls

@@ -33,7 +33,7 @@ class Notices:
         """``Traffic.enter`` with the answer begun and notices written meanwhile. Raises what that raises."""
         await self.begin(x, target)
         entering = asyncio.ensure_future(
-            self._traffic.enter(target.engine, model, deadline_s=deadline_s, request_id=x.id)
+            self._traffic.enter(target.engine, model, deadline_s=deadline_s, request_id=x.id, client=x.client)
         )
         try:
             await self._tell(x, target, entering)

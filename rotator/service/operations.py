@@ -3,8 +3,9 @@
 Views are frozen copies made on request: reading them never touches the loop's own state.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol
 
 from rotator.core.values import Action, Command, EngineName, GpuId, Plan
@@ -17,6 +18,18 @@ class UnknownEngine(RotatorError):
 
 class UnknownGpu(RotatorError):
     pass
+
+
+class UnknownReservation(RotatorError):
+    pass
+
+
+class ReservationWrong(RotatorError):
+    """Its times make no sense: ``field: problem``."""
+
+
+class ReservationConflict(RotatorError):
+    """What it asks for does not fit beside what is promised already, in bytes."""
 
 
 class CommandRefused(RotatorError):
@@ -66,6 +79,8 @@ class EngineView:
     sleeps: int
     bytes_moved: int
     log_path: str
+    held_by: str = ""  # the entry of the calendar that keeps it awake now, in words
+    held_until_wall_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +110,34 @@ class QueueEntry:
     waited_s: float
     deadline_in_s: float
     eta_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class EntryView:
+    """A reservation (with its ``id``), or one time of a window (with its ``name``)."""
+
+    id: int | None
+    name: str | None
+    engines: tuple[EngineName, ...]
+    begins_wall_s: float
+    ends_wall_s: float
+    begins: str  # as clocks in its zone show it
+    ends: str
+    priority: int
+    note: str
+    in_force: bool
+    waived: tuple[EngineName, ...]  # that an operator put away while it lasts
+
+
+@dataclass(frozen=True, slots=True)
+class CalendarView:
+    """``windows`` are those in force and the next time of each, in order of their begins."""
+
+    timezone: str
+    windows: tuple[EntryView, ...]
+    reservations: tuple[EntryView, ...]
+    default_engines: tuple[EngineName, ...]
+    default_after_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +195,30 @@ class Operations(Protocol):
 
     async def set_cordon(self, gpu: str, cordoned: bool, reason: str) -> GpuView:
         """``gpu`` is an index or a UUID. Raises UnknownGpu."""
+        ...
+
+    def calendar(self) -> CalendarView: ...
+
+    def reservations(self) -> tuple[EntryView, ...]:
+        """Those that have not ended."""
+        ...
+
+    async def reserve(
+        self,
+        engines: Sequence[str],
+        *,
+        start: datetime | None,
+        end: datetime | None,
+        duration_s: float | None,
+        priority: int,
+        note: str,
+    ) -> EntryView:
+        """Keep engines awake once. ``start`` None is now; a time without a zone is in the calendar's.
+        Raises UnknownEngine, ReservationWrong, ReservationConflict, LedgerError."""
+        ...
+
+    async def unreserve(self, id: int) -> EntryView:
+        """Raises UnknownReservation, LedgerError."""
         ...
 
     async def reload(self) -> tuple[str, ...]:

@@ -3,8 +3,9 @@
 import asyncio
 import difflib
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from rotator import __version__
@@ -14,10 +15,12 @@ from rotator.service.ledger_check import check_ledger
 from rotator.service.loop import Loop
 from rotator.service.mailbox import Asked
 from rotator.service.operations import (
+    CalendarView,
     CommandRefused,
     CommandResult,
     CommandTimeout,
     EngineView,
+    EntryView,
     GpuView,
     LedgerCheck,
     QueueEntry,
@@ -26,6 +29,7 @@ from rotator.service.operations import (
     UnknownGpu,
 )
 from rotator.service.records import EngineRuntime, GpuRecord
+from rotator.service.reservations import Reservations
 from rotator.service.views import engine_view, gpu_view
 
 
@@ -34,6 +38,7 @@ class Operator:
 
     def __init__(self, loop: Loop, reload: Callable[[], Awaitable[tuple[str, ...]]], config_path: str) -> None:
         self._loop = loop
+        self._reservations = Reservations(loop)
         self._reload = reload
         self._config_path = config_path
         self._started_wall_s = time.time()
@@ -83,6 +88,12 @@ class Operator:
             "engines": len(self._loop.fleet.engines),
             "swaps_under_way": len(self._loop.active),
         }
+
+    def calendar(self) -> CalendarView:
+        return self._reservations.calendar()
+
+    def reservations(self) -> tuple[EntryView, ...]:
+        return self._reservations.reservations()
 
     # -- doing -------------------------------------------------------------------------------------------------------
 
@@ -146,6 +157,22 @@ class Operator:
         except LedgerError as e:
             self._loop.world.bus.publish("ledger.unwritten", reason=f"the cordon will not survive a restart: {e}")
         return gpu_view(self._loop, record)
+
+    async def reserve(
+        self,
+        engines: Sequence[str],
+        *,
+        start: datetime | None,
+        end: datetime | None,
+        duration_s: float | None,
+        priority: int,
+        note: str,
+    ) -> EntryView:
+        named = tuple(dict.fromkeys(self._find(name).name for name in engines))
+        return await self._reservations.reserve(named, start, end, duration_s, priority, note)
+
+    async def unreserve(self, id: int) -> EntryView:
+        return await self._reservations.unreserve(id)
 
     async def reload(self) -> tuple[str, ...]:
         return await self._reload()

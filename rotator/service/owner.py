@@ -27,10 +27,12 @@ class Facts:
     level: Level | None = None
     depth: Depth | None = None
     pids: frozenset[int] | None = None
+    unseen: bool | None = None
     awake_bytes: Mapping[GpuId, int] | None = None
     residue_bytes: Mapping[GpuId, int] | None = None
     held_bytes: Mapping[GpuId, int] | None = None
     host_bytes: int | None = None
+    masters: bool | None = None  # whether it now keeps masters in host RAM, awake or asleep
     wake_s: float | None = None
     sleep_s: float | None = None
     start_s: float | None = None
@@ -61,6 +63,11 @@ class Owner(Protocol):
 
     async def learned(self, engine: EngineName, facts: Facts) -> None:
         """Report facts that change no state (a handle just started, process ids)."""
+        ...
+
+    async def lacking(self, engine: EngineName) -> str | None:
+        """What it lacks to be brought in as the books stand now, in words: whoever made room for it may have kept more
+        than was planned, and others may have taken some. None where it fits."""
         ...
 
     async def wanted(self, active: ActiveSwap) -> bool:

@@ -16,8 +16,11 @@ from rotator.service.operations import (
     CommandFailed,
     CommandRefused,
     CommandTimeout,
+    ReservationConflict,
+    ReservationWrong,
     UnknownEngine,
     UnknownGpu,
+    UnknownReservation,
 )
 
 MEDIA_TYPE = "application/problem+json"
@@ -50,6 +53,9 @@ class ProblemError(Exception):
 _KINDS: tuple[tuple[type[Exception], int, str, str], ...] = (
     (UnknownEngine, 404, "unknown-engine", "No such engine"),
     (UnknownGpu, 404, "unknown-gpu", "No such GPU"),
+    (UnknownReservation, 404, "unknown-reservation", "No such reservation"),
+    (ReservationWrong, 422, "invalid", "The request is wrong"),
+    (ReservationConflict, 409, "conflict", "It does not fit beside what is promised"),
     (CommandRefused, 409, "refused", "Refused"),
     (CommandTimeout, 504, "timeout", "Not done by the deadline"),
     (CommandFailed, 502, "failed", "Failed"),

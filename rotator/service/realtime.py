@@ -40,9 +40,9 @@ class Realtime:
         self._bus = bus
 
     async def serve(
-        self, scope: Scope, receive: Receive, send: Send, denial: ApiError | None, known_path: bool
+        self, scope: Scope, receive: Receive, send: Send, denial: ApiError | None, known_path: bool, client: str = ""
     ) -> None:
-        """One socket, from its handshake to its end."""
+        """One socket of that client's, from its handshake to its end."""
         if (await receive())["type"] != "websocket.connect":
             return
         try:
@@ -57,7 +57,7 @@ class Realtime:
             await _reject(scope, send, e)
             return
         await send({"type": "websocket.accept", "subprotocol": _subprotocol(scope)})
-        await _Session(self, Inbox(receive), send, head, scope).run(target)
+        await _Session(self, Inbox(receive), send, head, scope, client).run(target)
 
     def _find(self, model: str) -> Target:
         target = self._directory.resolve(model) if len(model) <= MODEL_CHARS_MAX else None
@@ -71,7 +71,8 @@ class _Gone(Exception):
 
 
 class _Session:
-    def __init__(self, parent: Realtime, inbox: Inbox, send: Send, head: Head, scope: Scope) -> None:
+    def __init__(self, parent: Realtime, inbox: Inbox, send: Send, head: Head, scope: Scope, client: str) -> None:
+        self._client = client
         self._parent = parent
         self._inbox = inbox
         self._asgi_send = send
@@ -115,9 +116,11 @@ class _Session:
         if target is None:
             target = await self._first_word()
         traffic = self._parent._traffic
-        ticket = traffic.try_enter(target.engine, target.requested)
+        ticket = traffic.try_enter(target.engine, target.requested, self._client)
         if ticket is None:
-            ticket = await traffic.enter(target.engine, target.requested, deadline_s=self._head.deadline_s)
+            ticket = await traffic.enter(
+                target.engine, target.requested, deadline_s=self._head.deadline_s, client=self._client
+            )
             target = self._parent._directory.resolve(target.requested) or target  # a started engine has a new address
         ticket.on_cut(self._on_cut)
         outcome = "failed"

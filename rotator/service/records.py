@@ -7,6 +7,7 @@ from typing import Any
 
 from rotator.config import GIB, EngineConfig
 from rotator.core import values
+from rotator.core.history import History, SwapTime
 from rotator.core.lifecycle import Event, is_live
 from rotator.core.values import Command, Depth, GpuId, Health, Level, State
 from rotator.ports import EngineRecord, GpuInfo, GpuReading, Handle, LaunchSpec, Residency
@@ -26,6 +27,7 @@ class GpuRecord:
     moved_at_s: float = 0.0  # when an engine here last changed its state
     unreadable: str | None = None  # why the last reading failed; None when it succeeded
     cordoned: str | None = None  # the operator's reason
+    swaps: SwapTime = field(default_factory=SwapTime)  # those that interrupted somebody
 
     @property
     def health(self) -> Health:
@@ -38,9 +40,10 @@ class GpuRecord:
 class Costs:
     """Measured seconds of this engine's own transitions, smoothed; None until first seen."""
 
-    wake_s: float | None = None
+    wake_s: float | None = None  # from its preferred level
     sleep_s: float | None = None
     start_s: float | None = None
+    wakes: dict[Depth, float] = field(default_factory=dict)  # by what they had to bring back
 
 
 @dataclass(slots=True)
@@ -67,6 +70,7 @@ class EngineRuntime:
     since_wall_s: float = 0.0
     awake_since_s: float = 0.0
     frozen_since_s: float = 0.0
+    slept_at_s: float = 0.0
     handle: Handle | None = None
     version: str = ""
     freezes: bool = True  # its release knows mode=keep
@@ -77,6 +81,8 @@ class EngineRuntime:
     measured_host_bytes: int | None = None  # host RAM that a sleep at level 1 took
     awake_bytes: dict[GpuId, int] = field(default_factory=dict)  # measured
     residue_bytes: dict[GpuId, int] = field(default_factory=dict)  # measured
+    masters: bool = False  # masters of its weights are in host RAM
+    history: History | None = None  # of its clients' requests; its gate's own
     held_bytes: dict[GpuId, int] | None = None  # by process, where the driver tells
     costs: Costs = field(default_factory=Costs)
     counters: Counters = field(default_factory=Counters)
@@ -86,9 +92,11 @@ class EngineRuntime:
     pinned: bool = False
     drifted: bool = False  # runs with another command than the configuration now says
     yields_after_s: float = 0.0  # it refused to yield (streams that cannot freeze): do not ask again before
+    sinks_after_s: float = 0.0  # it would not go deeper: do not ask again before
     after_stop: Event = Event.GONE
     watch: asyncio.Task[None] | None = None
     unhealthy_probes: int = 0
+    unseen: bool = False  # nobody could tell whether it runs: its launcher did not answer
 
     @property
     def name(self) -> str:
@@ -111,6 +119,22 @@ class EngineRuntime:
         return min(planned, self.awake_on(gpu))
 
     @property
+    def kv_bytes(self) -> int:
+        """Bytes of its KV cache on each GPU, as configured; 0 where that is not told."""
+        footprint = self.config.footprint
+        return int(footprint.kv_gib * GIB) if footprint else 0
+
+    @property
+    def masters_bytes(self) -> int:
+        """Host RAM that its masters take now."""
+        if self.depth is Depth.KV and self.state is State.ASLEEP:
+            outs = (self.awake_on(gpu) - self.charge_on(gpu) - self.kv_bytes for gpu in self.gpus)
+            return sum(max(0, out) for out in outs)
+        if self.state is State.ASLEEP:
+            return self.host_bytes if self.depth is Depth.HOST else 0
+        return self.host_bytes if self.live and self.masters and self.config.keeps_masters else 0
+
+    @property
     def host_bytes(self) -> int:
         """Host RAM that its masters take at level 1: measured, configured, from the size of its model files, or at
         the worst all that a sleep frees."""
@@ -128,7 +152,8 @@ class EngineRuntime:
             return self.held_bytes[gpu]
         if not self.live:
             return 0  # what it left behind all the same is foreign
-        return self.residue_on(gpu) if self.state is State.ASLEEP else self.awake_on(gpu)
+        deep = self.state is State.ASLEEP and self.depth is not Depth.KV
+        return self.residue_on(gpu) if deep else self.awake_on(gpu)
 
     def residencies(self) -> tuple[Residency, ...]:
         return tuple(
@@ -160,6 +185,8 @@ class EngineRuntime:
             wake_s=self.costs.wake_s,
             sleep_s=self.costs.sleep_s,
             start_s=self.costs.start_s,
+            wake_costs={depth.value: seconds for depth, seconds in self.costs.wakes.items()},
+            history=self.history.as_json() if self.history else None,
         )
 
 
@@ -172,6 +199,7 @@ class ActiveSwap:
     begun_at_s: float
     begun_wall_s: float
     commands: tuple[Command, ...] = ()
+    seen: values.Snapshot | None = None  # what it was decided from
     unwanted: asyncio.Event = field(default_factory=asyncio.Event)
     phases_s: dict[str, float] = field(default_factory=dict)
     error: str | None = None

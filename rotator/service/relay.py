@@ -61,6 +61,8 @@ class Relay:
         if not self._flow.flowing:
             await self._flow.wait_flow()
         headers = answer_headers(self._answer.headers, length=length)
+        if self._flow.freezes:
+            headers.append((b"x-rotator-stalled-ms", b"%d" % (self._flow.stalled_s * 1000)))
         await self._x.start(self._answer.status, headers + self._tags)
 
     async def _append(self, streams: bool) -> str:
@@ -125,16 +127,21 @@ class Relay:
         """Whole events go down as they come. While the stream stands still, comments keep its connection alive."""
         x, flow, read = self._x, self._flow, self._answer.readany
         x.events = events
+        told = 0  # freezes that the client was told of
         with Stall(flow, self._keepalive_s) as stall:
             while (chunk := await stall.wait(read)) != b"":
                 if chunk is None:
                     await self._keep_alive(events)
                     continue
+                between = events.whole
                 if data := events.feed(chunk):
                     if self._learn is not None:
                         self._heard(data)
                     if not flow.flowing:
                         await self._hold(stall, events)
+                    if flow.freezes > told and between:
+                        told = flow.freezes
+                        await x.write(comment(f"rotator stalled_s={flow.stalled_s:.1f} freezes={told}"))
                     await x.write(data)
             if not flow.flowing:
                 await self._hold(stall, events)

@@ -124,12 +124,18 @@ class Setup:
             raise ConfigError(problems)
 
     def _limits(self, config: FleetConfig) -> None:
-        gateway, traffic = config.gateway, self._loop.world.traffic
+        gateway, policies, traffic = config.gateway, config.policies, self._loop.world.traffic
+        traffic.shares = {key.name: key.share for key in config.keys}
         traffic.queue_total_max = gateway.queue_total_max
         traffic.configure(
             {
                 e.name: Limits(
-                    e.queue_max or gateway.queue_max, e.wait_deadline_s or gateway.wait_deadline_s, gateway.freezes_max
+                    e.queue_max or gateway.queue_max,
+                    e.wait_deadline_s or gateway.wait_deadline_s,
+                    gateway.freezes_max,
+                    e.in_flight_max,
+                    policies.stall_bound_s,
+                    policies.client_waiters_max,
                 )
                 for e in config.engines
             }

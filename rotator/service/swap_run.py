@@ -7,6 +7,7 @@ from rotator.core.values import Action, State, Step
 from rotator.ports import LedgerError
 from rotator.service.admission_run import Admitter
 from rotator.service.burial import Undertaker
+from rotator.service.decisions import pack
 from rotator.service.eviction_run import Evictor
 from rotator.service.journal import Entry, plan_json
 from rotator.service.owner import Owner
@@ -49,14 +50,17 @@ class SwapRunner:
         if admit is None:
             await self._evictor.run(active, entries)
             return
-        intent = asyncio.ensure_future(self._open(active, (admit,)))  # written while the victims drain and sleep
         evicted = not active.swap.evict or await self._evictor.run(active, entries)
-        entry = (await intent)[admit.engine]
+        # Only now: a restart that finds it open has to reckon with a wake that was asked for.
+        entry = (await self._open(active, (admit,)))[admit.engine]
         if not evicted:
             active.error = active.error or "an engine did not yield its bytes"
             await self._abandon(entry, admit, active.error)
         elif not await self._owner.wanted(active):
             active.error = f"nobody waits for {admit.engine} any more"
+            await self._abandon(entry, admit, active.error)
+        elif lacking := await self._owner.lacking(admit.engine):
+            active.error = lacking
             await self._abandon(entry, admit, active.error)
         else:
             await self._admitter.run(admit, active, entry)
@@ -71,11 +75,18 @@ class SwapRunner:
         try:
             for step in steps:
                 state = self._owner.runtime(step.engine).state
+                aim = _AIMS.get(step.action, state)  # one that sinks stays what it is
                 entries[step.engine] = await self._world.journal.open(
-                    active.id, step.engine, step.action, state, _AIMS[step.action], step.reason, plan
+                    active.id, step.engine, step.action, state, aim, step.reason, plan, _decision(active)
                 )
         except LedgerError:
             for name, entry in entries.items():
                 await entry.close("abandoned", self._owner.runtime(name).state, error="the journal cannot be written")
             raise
         return entries
+
+
+def _decision(active: ActiveSwap) -> str | None:
+    """What the swap was decided from, for the first of its intents."""
+    seen, active.seen = active.seen, None
+    return None if seen is None else pack(seen)

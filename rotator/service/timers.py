@@ -1,33 +1,36 @@
-"""What happens by the clock: reading GPUs, asking engines whether they live, idle sleep, looking again."""
+"""What happens by the clock: reading GPUs, asking engines whether they live, looking again."""
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.interval import IntervalTrigger
 
-from rotator.core import policy
-from rotator.core.values import GpuId, State
-from rotator.ports import DeviceError
+from rotator.core.values import State
 from rotator.service.loop import Loop
-from rotator.service.mailbox import Asked, GpuRead, PidsRead, Unhealthy
+from rotator.service.mailbox import PidsRead, Unhealthy
 
 _log = logging.getLogger(__name__)
 _PIDS_EVERY_S = 10.0
 _ATTACHED_EVERY_S = 5.0
-_IDLE_EVERY_S = 1.0
-_IDLE_COMMAND_S = 60.0
+_LOCAL_TIME_EVERY_S = 60.0
+_HISTORIES_EVERY_S = 600.0
 _SUSPECT_S = 2.0
+_CALENDAR_EVERY_S = 1.0
 
 
 class Timers:
-    """Each job runs alone: one that is late is skipped, never doubled."""
+    """Each job runs alone: one that is late is skipped, never doubled. ``scheduler`` is APScheduler's, or what runs
+    jobs under another clock."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, scheduler: Any = None, utc_offset_s: Callable[[float], float] | None = None) -> None:
         self._loop = loop
+        self._utc_offset_s = utc_offset_s or local_utc_offset_s
         self._suspicion: asyncio.Task[None] | None = None
-        self._scheduler = AsyncIOScheduler(
+        self._scheduler = scheduler or AsyncIOScheduler(
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
         )
 
@@ -37,7 +40,10 @@ class Timers:
         self._every(config.recovery.health_every_s, self._ask_health)
         self._every(_PIDS_EVERY_S, self._read_pids)
         self._every(_ATTACHED_EVERY_S, self._look_for_attached)
-        self._every(_IDLE_EVERY_S, self._sleep_idle)
+        self._every(_LOCAL_TIME_EVERY_S, self._tell_local_time)
+        self._every(_HISTORIES_EVERY_S, self._keep_histories)
+        self._every(_CALENDAR_EVERY_S, self._look_at_calendar)
+        self._set_local_time()
         self._scheduler.start()
         self._suspicion = asyncio.create_task(self._ask_suspects())
 
@@ -51,18 +57,8 @@ class Timers:
         self._scheduler.add_job(job, IntervalTrigger(seconds=seconds), id=job.__name__)
 
     async def read_gpus(self) -> None:
-        await asyncio.gather(*(self._read_gpu(gpu) for gpu in self._loop.fleet.gpus))
+        await asyncio.gather(*(self._loop.look_at(gpu) for gpu in self._loop.fleet.gpus))
         self._loop.tick()
-
-    async def _read_gpu(self, gpu: GpuId) -> None:
-        deadline_s = self._loop.world.config.devices.read_deadline_s
-        begun = self._loop.now_s()
-        try:
-            reading = await self._loop.world.devices.read(gpu, deadline_s=deadline_s)
-        except DeviceError as e:
-            self._loop.tell(GpuRead(gpu, None, str(e), begun))
-        else:
-            self._loop.tell(GpuRead(gpu, reading, None, begun))
 
     async def _ask_health(self) -> None:
         awake = [e for e in self._loop.all_runtimes() if e.state is State.AWAKE]
@@ -97,16 +93,25 @@ class Timers:
             if away and engine.retry_at_s <= now:
                 await self._loop.adopter.adopt_attached(engine)
 
-    async def _sleep_idle(self) -> None:
-        loop = self._loop
-        idle_s = loop.world.config.policies.idle_sleep_s
-        if idle_s is None or loop.adopting:
-            return
-        used = {e.name: max(loop.world.traffic.last_used_s(e.name), e.awake_since_s) for e in loop.all_runtimes()}
-        asked = {command.engine for command in loop.desk.pending_commands()}
-        commands = tuple(c for c in policy.idle_sleepers(loop.snapshot(), used, idle_s) if c.engine not in asked)
-        if commands:
-            answers = tuple(asyncio.get_running_loop().create_future() for _ in commands)
-            for answer in answers:
-                answer.add_done_callback(lambda done: done.cancelled() or done.exception())
-            loop.tell(Asked(commands, answers, loop.now_s() + _IDLE_COMMAND_S))
+    async def _look_at_calendar(self) -> None:
+        """By the wall clock, which may be set: the planner's own alarm is on the loop's."""
+        if self._loop.calendar_is_due():
+            self._loop.tick()
+
+    async def _tell_local_time(self) -> None:
+        self._set_local_time()
+
+    def _set_local_time(self) -> None:
+        """Hours of the day are learned in local time, which a clock set or a summer's end moves."""
+        wall_s = self._loop.wall_s()
+        self._loop.world.traffic.local_offset_s = wall_s + self._utc_offset_s(wall_s) - self._loop.now_s()
+
+    async def _keep_histories(self) -> None:
+        """What requests have taught outlives the service: rows are also written when an engine changes its state."""
+        for engine in self._loop.all_runtimes():
+            self._loop.recorder.note(engine)
+
+
+def local_utc_offset_s(wall_s: float) -> float:
+    """Seconds that local time is ahead of UTC then, where this service runs."""
+    return float(time.localtime(wall_s).tm_gmtoff)

@@ -2,142 +2,23 @@
 
 One event loop thread, no locks. The loop opens and closes gates; gateway coroutines enter and leave through them.
 
-    RotatorError
-    ├── QueueFull            too many wait already
-    ├── WaitExpired          the request's own deadline passed
-    ├── EngineUnavailable    the engine is failing, was removed, or the service goes down
-    └── Cut                  an admitted request was aborted
-
 A request that was admitted counts as in flight from that instant on, before its coroutine even runs again: a gate that
 is closed right after it was opened still drains what it let in.
 """
 
 import asyncio
 import secrets
-from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from math import inf
 
+from rotator.core.history import Chains, Expectation, History, expect
 from rotator.core.values import EngineName
 from rotator.ports import RotatorError
+from rotator.service.gates import Cut, EngineUnavailable, Gate, Limits, QueueFull, Ticket, Waiter, WaitExpired
 from rotator.service.operations import QueueEntry
 
-ARRIVALS_MAX = 64
+__all__ = ["Cut", "EngineUnavailable", "Limits", "QueueFull", "Ticket", "Traffic", "WaitExpired"]
 RETRY_UNKNOWN_S = 10.0  # what a full queue tells its clients when nobody can say how long a wake takes
-
-
-class QueueFull(RotatorError):
-    def __init__(self, message: str, retry_after_s: float) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-
-
-class WaitExpired(RotatorError):
-    def __init__(self, message: str, eta_s: float | None) -> None:
-        super().__init__(message)
-        self.eta_s = eta_s
-
-
-class EngineUnavailable(RotatorError):
-    def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.retry_after_s = retry_after_s
-
-
-class Cut(RotatorError):
-    """An operator's force, or the engine's death, ended an admitted request."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    queue_max: int
-    wait_deadline_s: float
-    freezes_max: int
-
-
-class Ticket:
-    """One admitted request: in flight until it leaves."""
-
-    __slots__ = ("_gate", "_left", "_on_cut", "_traffic", "cut", "engine", "freezes", "id", "model", "waited_s")
-
-    def __init__(self, traffic: "Traffic", gate: "_Gate", ident: str, model: str, waited_s: float) -> None:
-        self.id = ident
-        self.engine = gate.engine
-        self.model = model
-        self.waited_s = waited_s
-        self.freezes = 0
-        self.cut: str | None = None  # why it was aborted, once it was
-        self._gate = gate
-        self._traffic = traffic
-        self._left = False
-        self._on_cut: Callable[[str], None] | None = None
-
-    def leave(self, outcome: str) -> None:
-        """No longer in flight. ``outcome`` is ok, failed, client_left or aborted; later calls change nothing."""
-        if not self._left:
-            self._left = True
-            self._on_cut = None
-            self._traffic._left(self, self._gate, outcome)
-
-    def on_cut(self, callback: Callable[[str], None]) -> None:
-        """Have ``callback(reason)`` called when the ticket is cut: at once if it already was."""
-        if self.cut is not None:
-            callback(self.cut)
-        else:
-            self._on_cut = callback
-
-    @property
-    def flowing(self) -> bool:
-        """Whether bytes may go down to the client now."""
-        return not self._gate.held
-
-    async def wait_flow(self) -> None:
-        """Return when bytes may go down again. Raises Cut if the request is aborted meanwhile."""
-        while self._gate.held and self.cut is None:
-            await self._gate.flow.wait()
-        if self.cut is not None:
-            raise Cut(self.cut)
-
-    def _do_cut(self, reason: str) -> None:
-        if self.cut is None and not self._left:
-            self.cut = reason
-            if self._on_cut is not None:
-                self._on_cut(reason)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Waiter:
-    id: str
-    model: str
-    since_s: float
-    deadline_at_s: float
-    admitted: asyncio.Future[Ticket]
-
-
-class _Gate:
-    """One engine's door. ``waiters`` keeps the order of arrival."""
-
-    __slots__ = ("arrivals", "engine", "failure", "flow", "freezes", "held", "idle", "is_open", "limits", "removed",
-                 "tickets", "used_at_s", "visitors", "waiters")  # fmt: skip
-
-    def __init__(self, engine: EngineName, limits: Limits) -> None:
-        self.engine = engine
-        self.limits = limits
-        self.is_open = False
-        self.held = False
-        self.removed = False
-        self.failure: tuple[str, float | None] | None = None
-        self.tickets: dict[Ticket, None] = {}
-        self.visitors: dict[Ticket, None] = {}
-        self.waiters: dict[_Waiter, None] = {}
-        self.freezes = 0
-        self.arrivals: deque[float] = deque(maxlen=ARRIVALS_MAX)
-        self.used_at_s = 0.0
-        self.flow = asyncio.Event()
-        self.idle = asyncio.Event()
-        self.flow.set()
-        self.idle.set()
 
 
 class Traffic:
@@ -161,10 +42,13 @@ class Traffic:
         self._on_demand = on_demand
         self._on_request_end = on_request_end
         self._eta = eta
-        self._gates: dict[EngineName, _Gate] = {}
+        self._gates: dict[EngineName, Gate] = {}
         self._waiting_total = 0
         self._shut = False
         self._clock: Callable[[], float] | None = None
+        self._chains = Chains()
+        self.shares: Mapping[str, float] = {}  # of clients, 1 where none is named
+        self.local_offset_s: float | None = None  # from the loop's clock to local wall time; None: no hours are learned
         self._id_prefix = f"r{secrets.token_hex(4)}"  # tells this life's requests from those of the last
         self._id_last = 0
 
@@ -172,9 +56,9 @@ class Traffic:
         """Add, change and remove engines. Waiters of kept engines stay in line; those of removed ones fail now."""
         for engine, limit in limits.items():
             if (gate := self._gates.get(engine)) is None:
-                self._gates[engine] = _Gate(engine, limit)
+                self._gates[engine] = Gate(engine, limit)
             else:
-                gate.limits = limit
+                gate.change(limit)
                 gate.removed = False
         for engine in [e for e in self._gates if e not in limits]:
             gate = self._gates[engine]
@@ -184,37 +68,44 @@ class Traffic:
 
     # -- gateway side ------------------------------------------------------------------------------------------------
 
-    def try_enter(self, engine: EngineName, model: str) -> Ticket | None:
+    def try_enter(self, engine: EngineName, model: str, client: str = "") -> Ticket | None:
         """The ticket, if the engine's gate is open; None means: use ``enter``."""
         gate = self._gates.get(engine)
-        if gate is None or not gate.is_open or self._shut:
+        if gate is None or self._shut or not gate.admits:
             return None
-        now = self._now_s()
-        gate.arrivals.append(now)
-        return self._admit(gate, self.new_id(), model, now, 0.0)
+        now = self.now_s()
+        self._note(gate, now)
+        return self._admit(gate, self.new_id(), model, now, 0.0, client)
 
     async def enter(
-        self, engine: EngineName, model: str, *, deadline_s: float | None, request_id: str | None = None
+        self,
+        engine: EngineName,
+        model: str,
+        *,
+        deadline_s: float | None,
+        request_id: str | None = None,
+        client: str = "",
     ) -> Ticket:
         """Wait for the gate. ``deadline_s`` is clamped to the engine's own bound, which holds where it is None.
+        ``client`` is whose request it is, where keys tell: clients in one line are served in their shares.
 
         Raises QueueFull, EngineUnavailable, WaitExpired. Cancelling forgets the waiter at once.
         """
-        now = self._now_s()
+        now = self.now_s()
         gate = self._gates.get(engine)
         try:
             if gate is None:
                 raise EngineUnavailable(f"'{engine}' is not configured")
-            gate.arrivals.append(now)
+            self._note(gate, now)
             self._check_queue(gate)
         except RotatorError:
             self._on_request_end(model, 0.0, "refused")
             raise
         ident = request_id or self.new_id()
-        if gate.is_open:
-            return self._admit(gate, ident, model, now, 0.0)
+        if gate.admits:
+            return self._admit(gate, ident, model, now, 0.0, client)
         bound_s = gate.limits.wait_deadline_s if deadline_s is None else min(deadline_s, gate.limits.wait_deadline_s)
-        return await self._wait(gate, ident, model, now, bound_s)
+        return await self._wait(gate, ident, model, now, bound_s, client)
 
     def visit(self, engine: EngineName) -> Ticket:
         """Talk to an engine's API server as it is, awake or not: uncounted, no reason to stay awake, and yet held back
@@ -234,17 +125,12 @@ class Traffic:
     # -- loop side ---------------------------------------------------------------------------------------------------
 
     def open(self, engine: EngineName) -> None:
-        """Admit: all waiters now, in order, and everyone who comes. A failure is over."""
+        """Admit: all waiters now, in order, as far as it serves so many at once, and everyone who comes. A failure is
+        over."""
         gate = self._gates[engine]
         gate.failure = None
         gate.is_open = True
-        now = self._now_s()
-        for waiter in list(gate.waiters):
-            if not waiter.admitted.done():
-                self._drop_waiter(gate, waiter)
-                waiter.admitted.set_result(
-                    self._admit(gate, waiter.id, waiter.model, now, max(0.0, now - waiter.since_s))
-                )
+        self._let_in(gate)
 
     def close(self, engine: EngineName) -> None:
         """Stop admitting. What is in flight goes on."""
@@ -258,6 +144,7 @@ class Traffic:
         if gate.held:
             return
         gate.held = True
+        gate.held_since_s = self.now_s()
         gate.flow.clear()
         gate.freezes += len(gate.tickets)
         for ticket in gate.tickets:
@@ -265,6 +152,8 @@ class Traffic:
 
     def release_hold(self, engine: EngineName) -> None:
         if gate := self._gates.get(engine):
+            if gate.held:
+                self._count_stall(gate)
             gate.held = False
             gate.flow.set()
 
@@ -304,7 +193,20 @@ class Traffic:
     def oldest_wait_s(self, engine: EngineName) -> float:
         """How long the first in line has waited; 0 where nobody waits."""
         gate = self._gates.get(engine)
-        return self._now_s() - next(iter(gate.waiters)).since_s if gate and gate.waiters else 0.0
+        since_s = gate.waiters.first_since_s if gate else None
+        return 0.0 if since_s is None else self.now_s() - since_s
+
+    def weight(self, engine: EngineName) -> float:
+        """How many wait, no client counted above its maximum; streams that stand still count as waiting."""
+        gate = self._gates.get(engine)
+        if gate is None:
+            return 0.0
+        return gate.crowd.weight + (gate.flying.weight if gate.held else 0.0)
+
+    def flying_weight(self, engine: EngineName) -> float:
+        """How many are in flight, no client counted above its maximum."""
+        gate = self._gates.get(engine)
+        return gate.flying.weight if gate else 0.0
 
     def in_flight(self, engine: EngineName) -> int:
         gate = self._gates.get(engine)
@@ -324,22 +226,48 @@ class Traffic:
         gate = self._gates[engine]
         return gate.limits.freezes_max - max((t.freezes for t in gate.tickets), default=0)
 
+    def stall_left_s(self, engine: EngineName) -> float:
+        """How much longer its worst-off request in flight may stand still."""
+        gate = self._gates.get(engine)
+        if gate is None:
+            return inf
+        if gate.limits.stall_max_s == inf or not gate.freezes:
+            return gate.limits.stall_max_s
+        return gate.limits.stall_max_s - max((t.stalled_s for t in gate.tickets), default=0.0)
+
+    def stalled_s(self, engine: EngineName) -> float:
+        """How long its requests stood still, all freezes that are over together."""
+        gate = self._gates.get(engine)
+        return gate.stalled_s if gate else 0.0
+
     def last_used_s(self, engine: EngineName) -> float:
         """When a request last entered or left, on the loop's clock; 0 if none ever did."""
         gate = self._gates.get(engine)
         return gate.used_at_s if gate else 0.0
 
-    def arrivals(self, engine: EngineName) -> tuple[float, ...]:
-        """When the last requests came, oldest first, on the loop's clock: at most ARRIVALS_MAX."""
+    def history(self, engine: EngineName) -> History:
+        """What its clients' requests have taught."""
         gate = self._gates.get(engine)
-        return tuple(gate.arrivals) if gate else ()
+        return gate.history if gate else History()
+
+    def remember(self, engine: EngineName, history: History) -> None:
+        """Go on from what an earlier life of the service learned."""
+        self._gates[engine].history = history
+
+    def expect(self, engine: EngineName, horizon_s: float) -> Expectation:
+        """How likely a client asks for it within the horizon, and what says so."""
+        gate, now = self._gates.get(engine), self.now_s()
+        if gate is None:
+            return Expectation(0.0)
+        local_s = None if self.local_offset_s is None else now + self.local_offset_s
+        return expect(gate.history, self._chains, engine, now, horizon_s, local_s)
 
     def eta_s(self, engine: EngineName) -> float | None:
         return self._eta(engine)
 
     def entries(self) -> tuple[QueueEntry, ...]:
         """Everyone who waits, in order of arrival."""
-        now = self._now_s()
+        now = self.now_s()
         rows = []
         for gate in self._gates.values():
             eta_s = self._eta(gate.engine) if gate.waiters else None  # one estimate serves its whole line
@@ -357,14 +285,14 @@ class Traffic:
 
     # -- within ------------------------------------------------------------------------------------------------------
 
-    def _check_queue(self, gate: _Gate) -> None:
+    def _check_queue(self, gate: Gate) -> None:
         if self._shut:
             raise EngineUnavailable("shutting down")
         if gate.removed:
             raise EngineUnavailable(f"'{gate.engine}' was removed from the configuration")
         if gate.failure is not None:
             raise EngineUnavailable(*gate.failure)
-        if gate.is_open:
+        if gate.admits:
             return
         where = None
         if len(gate.waiters) >= gate.limits.queue_max:
@@ -376,18 +304,45 @@ class Traffic:
             retry_after_s = RETRY_UNKNOWN_S if eta_s is None else eta_s
             raise QueueFull(f"too many requests wait {where}: try again later", retry_after_s)
 
-    def _admit(self, gate: _Gate, ident: str, model: str, now_s: float, waited_s: float) -> Ticket:
-        ticket = Ticket(self, gate, ident, model, waited_s)
+    def _note(self, gate: Gate, now_s: float) -> None:
+        """A client's request came: only these count as use, never a probe, a scrape, a canary or a look at a list."""
+        gate.history.arrived(now_s, None if self.local_offset_s is None else now_s + self.local_offset_s)
+        self._chains.arrived(gate.engine, now_s)
+
+    def _let_in(self, gate: Gate) -> None:
+        """Admit from the line, in fair order, as many as there are places."""
+        now, most = self.now_s(), gate.limits.in_flight_max
+        while gate.is_open and (most is None or len(gate.tickets) < most):
+            waiter = gate.waiters.pop()
+            if waiter is None:
+                return
+            self._waiting_total -= 1
+            gate.crowd.remove(waiter.client)
+            if not waiter.admitted.done():
+                waited_s = max(0.0, now - waiter.since_s)
+                waiter.admitted.set_result(self._admit(gate, waiter.id, waiter.model, now, waited_s, waiter.client))
+
+    def _count_stall(self, gate: Gate) -> None:
+        stood_s = max(0.0, self.now_s() - gate.held_since_s)
+        gate.stalled_s += stood_s * len(gate.tickets)
+        for ticket in gate.tickets:
+            ticket._stood_s += stood_s
+
+    def _admit(self, gate: Gate, ident: str, model: str, now_s: float, waited_s: float, client: str) -> Ticket:
+        ticket = Ticket(self, gate, ident, model, waited_s, client)
+        ticket.entered_s = now_s
         gate.tickets[ticket] = None
+        gate.flying.add(client)
         gate.used_at_s = now_s
         gate.idle.clear()
         return ticket
 
-    async def _wait(self, gate: _Gate, ident: str, model: str, now_s: float, bound_s: float) -> Ticket:
+    async def _wait(self, gate: Gate, ident: str, model: str, now_s: float, bound_s: float, client: str) -> Ticket:
         loop = asyncio.get_running_loop()
         admitted: asyncio.Future[Ticket] = loop.create_future()
-        waiter = _Waiter(ident, model, now_s, now_s + bound_s, admitted)
-        gate.waiters[waiter] = None
+        waiter = Waiter(ident, model, now_s, now_s + bound_s, admitted, client)
+        gate.waiters.add(waiter, client, self.shares.get(client, 1.0), now_s)
+        gate.crowd.add(client)
         self._waiting_total += 1
         timer = loop.call_later(bound_s, self._expire, gate, waiter)
         try:
@@ -409,7 +364,7 @@ class Traffic:
                 self._drop_waiter(gate, waiter)
                 self._on_demand(gate.engine)
 
-    def _expire(self, gate: _Gate, waiter: _Waiter) -> None:
+    def _expire(self, gate: Gate, waiter: Waiter) -> None:
         if not waiter.admitted.done():
             self._drop_waiter(gate, waiter)
             waited_s = waiter.deadline_at_s - waiter.since_s
@@ -418,22 +373,30 @@ class Traffic:
             )
             self._on_demand(gate.engine)
 
-    def _drop_waiter(self, gate: _Gate, waiter: _Waiter) -> None:
-        del gate.waiters[waiter]
+    def _drop_waiter(self, gate: Gate, waiter: Waiter) -> None:
+        gate.waiters.remove(waiter)
+        gate.crowd.remove(waiter.client)
         self._waiting_total -= 1
 
-    def _refuse_waiters(self, gate: _Gate, reason: str, retry_after_s: float | None) -> None:
+    def _refuse_waiters(self, gate: Gate, reason: str, retry_after_s: float | None) -> None:
         for waiter in list(gate.waiters):
             self._drop_waiter(gate, waiter)
             if not waiter.admitted.done():
                 waiter.admitted.set_exception(EngineUnavailable(reason, retry_after_s))
 
-    def _left(self, ticket: Ticket, gate: _Gate, outcome: str) -> None:
+    def ticket_left(self, ticket: Ticket, gate: Gate, outcome: str) -> None:
         if ticket in gate.visitors:
             del gate.visitors[ticket]
             return
+        if gate.held:
+            gate.stalled_s += max(0.0, self.now_s() - gate.held_since_s)
         del gate.tickets[ticket]
-        gate.used_at_s = self._now_s()
+        gate.flying.remove(ticket.client)
+        gate.used_at_s = now = self.now_s()
+        if outcome == "ok":
+            gate.history.served(max(0.0, now - ticket.entered_s - ticket.stalled_s))
+        if gate.waiters and gate.is_open:
+            self._let_in(gate)
         if not gate.tickets:
             gate.idle.set()
             self._forget_if_gone(gate)
@@ -441,11 +404,11 @@ class Traffic:
         if gate.held:
             self._on_demand(gate.engine)
 
-    def _forget_if_gone(self, gate: _Gate) -> None:
+    def _forget_if_gone(self, gate: Gate) -> None:
         if gate.removed and not gate.tickets:
             del self._gates[gate.engine]
 
-    def _now_s(self) -> float:
+    def now_s(self) -> float:
         if self._clock is None:  # made outside the event loop, used inside one
             self._clock = asyncio.get_running_loop().time
         return self._clock()

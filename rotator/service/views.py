@@ -12,6 +12,7 @@ from rotator.service.records import EngineRuntime, GpuRecord
 def engine_view(loop: Loop, engine: EngineRuntime) -> EngineView:
     traffic, now = loop.world.traffic, loop.now_s()
     retry_in = engine.retry_at_s - now
+    hold = loop.calendar.hold(engine.name)
     return EngineView(
         name=engine.name,
         aliases=engine.config.aliases,
@@ -46,6 +47,8 @@ def engine_view(loop: Loop, engine: EngineRuntime) -> EngineView:
         sleeps=engine.counters.sleeps,
         bytes_moved=engine.counters.bytes_moved,
         log_path=engine.spec.log_path,
+        held_by=hold.said if hold else "",
+        held_until_wall_s=hold.ends_wall_s if hold else None,
     )
 
 

@@ -17,7 +17,13 @@ LISTEN_AFTER_S = 0.02  # requests that end sooner are not watched: a client that
 
 
 class Flow(Protocol):
-    """The part of a ticket that says whether bytes may go to the client."""
+    """The part of a ticket that says whether bytes may go to the client, and how long they could not."""
+
+    @property
+    def freezes(self) -> int: ...
+
+    @property
+    def stalled_s(self) -> float: ...
 
     @property
     def flowing(self) -> bool: ...
@@ -29,6 +35,8 @@ class FreeFlow:
     """For answers that come from no engine of ours: nothing holds them."""
 
     flowing = True
+    freezes = 0
+    stalled_s = 0.0
 
     async def wait_flow(self) -> None:
         return None

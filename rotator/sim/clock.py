@@ -17,20 +17,22 @@ class Stalled(RuntimeError):
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Never sleeps: a wait becomes a jump of the virtual clock."""
+    """Never sleeps: a wait becomes a jump of the virtual clock. Without ``polls`` no file is ever looked at, for
+    programs that have neither files nor threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, polls: bool) -> None:
         super().__init__()
         self.now_s = 0.0
+        self._polls = polls
         self._stalled = 0
 
     def select(self, timeout: float | None = None) -> Any:
-        events = super().select(0)
+        events = super().select(0) if self._polls else []
         if events or timeout == 0:
             self._stalled = 0
         elif timeout is None:
             self._stalled += 1
-            if self._stalled > STALLED_MAX:
+            if self._stalled > STALLED_MAX or not self._polls:
                 raise Stalled("every task waits and no timer is set")
         else:
             self._stalled = 0
@@ -39,8 +41,8 @@ class _JumpingSelector(selectors.DefaultSelector):
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self._jumping = _JumpingSelector()
+    def __init__(self, *, polls: bool = True) -> None:
+        self._jumping = _JumpingSelector(polls)
         super().__init__(self._jumping)
 
     def time(self) -> float:

@@ -38,10 +38,43 @@ async def test_a_frozen_stream_gets_comments_and_goes_on_with_the_same_bytes() -
         rig.traffic.release_hold("a")
         script.say(b"data: 1\n\n")
         rest = await client.until(b"data: 1\n\n\r\n")
-        assert rest.replace(b"a\r\n" + COMMENT + b"\r\n", b"").lstrip(b"\r\n") == b"9\r\ndata: 1\n\n\r\n"
+        told = rb"[0-9a-f]+\r\n: rotator stalled_s=[0-9.]+ freezes=1\n\n\r\n9\r\ndata: 1\n\n\r\n"
+        assert re.fullmatch(told, rest.replace(b"a\r\n" + COMMENT + b"\r\n", b"").lstrip(b"\r\n"))
         script.end()
         await client.until(b"0\r\n\r\n")
         await until(lambda: rig.ends == [("a", "ok")])
+
+
+async def test_a_stream_tells_once_after_each_freeze_how_long_it_stood_still_in_all() -> None:
+    async with rig_up() as rig, raw_client(rig) as client:
+        script = await begin(rig, client)
+        for number in (1, 2):
+            rig.traffic.hold("a")
+            rig.traffic.release_hold("a")
+            script.say(b"data: one\n\n")
+            heard = await client.until(b"data: one\n\n\r\n")
+            script.say(b"data: two\n\n")
+            heard += await client.until(b"data: two\n\n\r\n")
+            assert re.findall(rb": rotator stalled_s=[0-9.]+ freezes=([0-9])", heard) == [b"%d" % number]
+
+
+async def test_a_whole_answer_tells_in_its_head_how_long_it_stood_still() -> None:
+    async with rig_up() as rig:
+        release = asyncio.Event()
+
+        async def slow(_: web.Request) -> web.Response:
+            await release.wait()
+            return web.json_response({"ok": True})
+
+        rig.engines["a"].answer = slow
+        asking = asyncio.create_task(rig.client.post(f"{rig.url}/v1/chat/completions", json=chat("a")))
+        await until(lambda: rig.traffic.in_flight("a") == 1)
+        rig.traffic.hold("a")
+        release.set()
+        rig.traffic.release_hold("a")
+        response = await asking
+        assert int(response.headers["x-rotator-stalled-ms"]) >= 0
+        assert (await response.json()) == {"ok": True}
 
 
 async def test_what_a_woken_engine_says_is_held_back_until_it_is_released() -> None:
@@ -167,7 +200,7 @@ async def test_five_freezes_leave_the_stream_byte_for_byte_as_it_would_have_been
         script.say(b"data: [DONE]\n\n")
         script.end()
         wire = await client.everything()
-        said = unchunked(wire.split(b"\r\n\r\n", 1)[1]).replace(COMMENT, b"")
+        said = re.sub(rb"(?m)^: [^\n]*\n\n", b"", unchunked(wire.split(b"\r\n\r\n", 1)[1]))  # comments are no events
         assert said == b"".join(b"data: %d\n\n" % n for n in range(10)) + b"data: [DONE]\n\n"
 
 

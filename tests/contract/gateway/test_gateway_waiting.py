@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from rotator.config import GatewayConfig
+from rotator.service.traffic import Limits
 from tests.contract.gateway.rig import FakeEngine, Rig, chat, raw_client, rig_up, until
 
 
@@ -223,3 +224,16 @@ async def test_the_metrics_count_requests_waits_and_who_waits_now() -> None:
         assert read("rotator_queue", {"engine": "a"}) == 0
         assert read("rotator_wait_seconds_count", {"model": "a"}) == 1
         assert read("rotator_freezes_total", {"engine": "a"}) == 0
+
+
+async def test_waiting_requests_count_for_their_client_by_its_key() -> None:
+    """One client's crowd weighs no more for the model's turn than its share; others beside it count."""
+    async with rig_up(is_open=False, identify=lambda headers: headers.get("authorization", "")) as rig:
+        rig.traffic.configure({"a": Limits(100, 60.0, 8, client_waiters_max=2)})
+        bodies = [asyncio.create_task(rig.client.post(f"{rig.url}/v1/chat/completions", json=chat("a"), headers=who))
+                  for who in [{"Authorization": "one"}] * 5 + [{"Authorization": "two"}]]  # fmt: skip
+        await until(lambda: rig.traffic.waiting("a") == 6)
+        assert rig.traffic.weight("a") == 3.0
+        rig.traffic.open("a")
+        assert [(await body).status for body in bodies] == [200] * 6
+        assert rig.traffic.weight("a") == 0.0

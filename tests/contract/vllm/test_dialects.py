@@ -233,23 +233,32 @@ async def test_builds_and_forks_are_spoken_to_as_the_release_they_come_from(
 ) -> None:
     engine = await stub(release)
     assert await control.version(engine.url, deadline_s=SOON_S) == release
-    assert await control.can_freeze(engine.url, deadline_s=SOON_S)
+    assert await control.can_freeze(engine.url, (Level.HOST,), deadline_s=SOON_S)
 
 
 @pytest.mark.parametrize("release", RELEASES)
 async def test_every_known_release_can_freeze(release: str, stub: StartStub, control: VllmControl) -> None:
     engine = await stub(release)
-    assert await control.can_freeze(engine.url, deadline_s=SOON_S)
+    assert await control.can_freeze(engine.url, (Level.HOST,), deadline_s=SOON_S)
+
+
+@pytest.mark.parametrize(("release", "keeps"), [("0.23.0", False), ("0.24.0", True)])
+async def test_a_release_whose_partial_wake_resumes_cannot_freeze_over_level_2(
+    release: str, keeps: bool, stub: StartStub, control: VllmControl
+) -> None:
+    engine = await stub(release)
+    levels = (Level.HOST, Level.DISCARD)
+    assert await control.can_freeze(engine.url, levels, deadline_s=SOON_S) is keeps
 
 
 async def test_a_release_without_mode_keep_cannot_freeze(stub: StartStub, control: VllmControl) -> None:
     engine = await stub("0.16.0")
-    assert not await control.can_freeze(engine.url, deadline_s=SOON_S)
+    assert not await control.can_freeze(engine.url, (Level.HOST,), deadline_s=SOON_S)
 
 
 async def test_a_version_that_tells_nothing_is_spoken_to_with_care(stub: StartStub, control: VllmControl) -> None:
     engine = await stub("nightly")
-    assert not await control.can_freeze(engine.url, deadline_s=SOON_S)
+    assert not await control.can_freeze(engine.url, (Level.HOST,), deadline_s=SOON_S)
     await control.sleep(engine.url, level=Level.DISCARD, abort=False, deadline_s=SOON_S)
     await control.wake(engine.url, level=Level.DISCARD, deadline_s=SOON_S)
     assert not await control.is_sleeping(engine.url, deadline_s=SOON_S)

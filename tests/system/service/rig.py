@@ -208,7 +208,14 @@ class Rig:
             "state_dir": "state",
             "host_memory_gib": 500,
             "devices": {"sample_every_s": 0.2, "read_deadline_s": 2},
-            "policies": {"min_stay_s": 0.0, "drain_bound_s": 0.2},
+            # Turns without prices: most stories are about what a swap does, and each asks for its own.
+            "policies": {
+                "min_stay_s": 0.0,
+                "drain_bound_s": 0.2,
+                "swap_share": None,
+                "preempt": False,
+                "prewake_chance": None,
+            },
             "gateway": {"keepalive_s": 0.2, "freezes_max": 100},
             "recovery": {"backoff_first_s": 0.2, "backoff_max_s": 2, "vram_drain_deadline_s": 10},
             "engines": [{**e, "env": {**self.box.env(), **e.get("env", {})}} for e in self.engines],

@@ -1,20 +1,23 @@
 """A hand-written Operations: two engines, two GPUs, and a record of what was asked for."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rotator.core.values import Action, Blocked, BlockKind, Command, CommandKind, Level, Plan, Step, Swap
 from rotator.ports import Page, RotatorError
 from rotator.service.operations import (
+    CalendarView,
     CommandResult,
     EngineView,
+    EntryView,
     GpuView,
     LedgerCheck,
     QueueEntry,
     Readiness,
     UnknownEngine,
     UnknownGpu,
+    UnknownReservation,
 )
 
 GIB = 1 << 30
@@ -85,6 +88,20 @@ def plan(now_s: float = 0.0) -> Plan:
     return Plan((swap,), (blocked,), look_again_at_s=now_s + 4.0)
 
 
+ENTRY = EntryView(
+    id=3,
+    name=None,
+    engines=("glm-5.1",),
+    begins_wall_s=1000.0,
+    ends_wall_s=4600.0,
+    begins="Thu 1970-01-01 01:16 CET",
+    ends="Thu 1970-01-01 02:16 CET",
+    priority=0,
+    note="evaluation",
+    in_force=True,
+    waived=(),
+)
+
 _ACTIONS = {k: Action(k.value) for k in CommandKind}
 
 
@@ -149,6 +166,24 @@ class FakeOperations:
             if gpu in (view.id, str(view.index)):
                 return dataclasses.replace(view, health="cordoned" if cordoned else "ok", reason=reason)
         raise UnknownGpu(f"there is no GPU '{gpu}'")
+
+    def calendar(self) -> CalendarView:
+        window = dataclasses.replace(ENTRY, id=None, name="office", engines=("dsv4-flash",), in_force=False)
+        return CalendarView("Europe/Berlin", (window,), self.reservations(), ("dsv4-flash",), 900.0)
+
+    def reservations(self) -> tuple[EntryView, ...]:
+        return (ENTRY,)
+
+    async def reserve(self, engines: Sequence[str], **fields: Any) -> EntryView:
+        self.calls.append(("reserve", tuple(engines), fields))
+        self._fail()
+        return dataclasses.replace(ENTRY, engines=tuple(engines))
+
+    async def unreserve(self, id: int) -> EntryView:
+        self._fail()
+        if id != ENTRY.id:
+            raise UnknownReservation(f"there is no reservation {id}: there are 3")
+        return ENTRY
 
     async def reload(self) -> tuple[str, ...]:
         self._fail()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from rotator.ports import DeviceError, GpuInfo, GpuReading, HostMemory
+from rotator.ports import DeviceError, GpuInfo, GpuReading, HostMemory, Recovered
 
 GIB = 1 << 30
 
@@ -18,6 +18,8 @@ class FakeMachine:
         self.memory_gib = 512
         self.memlock: int | None = None
         self.ledger: str | None = None
+        self.known: Recovered | None = None
+        self.wall_s = 1_795_248_000.0  # a Saturday in November 2026
 
     def port_holder(self, host: str, port: int) -> str | None:
         return self.held.get(port)
@@ -36,6 +38,12 @@ class FakeMachine:
 
     def memlock_bytes(self) -> int | None:
         return self.memlock
+
+    def now_wall_s(self) -> float:
+        return self.wall_s
+
+    def remembered(self, url: str) -> Recovered | None:
+        return self.known
 
     def ledger_problem(self, url: str) -> str | None:
         return self.ledger

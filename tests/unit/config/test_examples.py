@@ -11,7 +11,7 @@ from tests.unit.check.fakes import FakeDevices, FakeMachine
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
-@pytest.mark.parametrize(("name", "gpus"), [("fleet.yaml", 4), ("single-gpu.yaml", 1)])
+@pytest.mark.parametrize(("name", "gpus"), [("fleet.yaml", 4), ("single-gpu.yaml", 1), ("calendar.yaml", 2)])
 async def test_an_example_brings_no_error_on_the_machine_it_is_for(name: str, gpus: int):
     machine = FakeMachine()
     machine.memory_gib = 768

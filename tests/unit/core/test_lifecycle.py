@@ -18,6 +18,7 @@ STORIES: dict[str, tuple[State, tuple[tuple[Event, State], ...]]] = {
             (Event.DRAIN, State.DRAINING),
             (Event.SLEEP, State.FALLING_ASLEEP),
             (Event.SLEPT, State.ASLEEP),
+            (Event.SANK, State.ASLEEP),
             (Event.WAKE, State.WAKING),
             (Event.WOKE, State.AWAKE),
             (Event.STOP, State.STOPPING),

@@ -1,4 +1,4 @@
-"""Turns, chances, waits, idleness, backoff: the judgements around a plan."""
+"""Turns, waits, backoff: the judgements around a plan."""
 
 from dataclasses import replace
 
@@ -7,15 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rotator.core.policy import (
-    arrival_rate_per_s,
     backoff_s,
     by_turn,
     eta_s,
-    idle_sleepers,
-    likely_wanted,
     smooth,
 )
-from rotator.core.values import CommandKind, Demand, Gpu, Policy, State
+from rotator.core.values import Demand, Gpu, Policy, State
 from tests.unit.core.fleets import awake, engine, snapshot, waiting
 
 # -- turns -------------------------------------------------------------------------------------------------------------
@@ -32,36 +29,6 @@ def test_turns_go_by_waiting_and_priority_and_then_by_name() -> None:
         awake("served", demand=waiting(1, 99.0)),
     ]
     assert [e.name for e in by_turn(snapshot(*fleet, policy=policy))] == ["old", "high", "b", "c"]
-
-
-# -- chances -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_model_that_nobody_asks_for_is_not_likely_wanted() -> None:
-    assert likely_wanted(0.0, 10.0, 60.0) == 0.0
-
-
-def test_a_model_asked_for_every_second_is_almost_surely_wanted_within_a_minute() -> None:
-    assert likely_wanted(1.0, 0.5, 60.0) > 0.99
-
-
-def test_silence_makes_the_next_request_less_likely() -> None:
-    assert likely_wanted(1.0, 3600.0, 60.0) < 0.05
-
-
-@given(st.floats(0, 1000), st.floats(0, 1e6), st.floats(0, 1e5))
-def test_a_chance_is_a_chance(rate_per_s: float, idle_s: float, horizon_s: float) -> None:
-    assert 0.0 <= likely_wanted(rate_per_s, idle_s, horizon_s) <= 1.0
-
-
-@given(st.floats(0.001, 1000), st.floats(0, 1e4), st.floats(0, 1e4))
-def test_a_longer_horizon_never_makes_a_request_less_likely(rate_per_s: float, idle_s: float, horizon_s: float) -> None:
-    assert likely_wanted(rate_per_s, idle_s, horizon_s + 1) >= likely_wanted(rate_per_s, idle_s, horizon_s)
-
-
-def test_a_rate_is_arrivals_over_the_time_since_the_oldest_kept() -> None:
-    assert arrival_rate_per_s((90.0, 95.0, 99.0, 99.5), 100.0) == pytest.approx(0.4)
-    assert arrival_rate_per_s((), 100.0) == 0.0
 
 
 # -- waits -------------------------------------------------------------------------------------------------------------
@@ -127,31 +94,6 @@ def test_anothers_transition_on_its_gpus_is_waited_for() -> None:
 def test_nobody_can_say_when_an_engine_that_never_fits_will_serve() -> None:
     assert eta_s(snapshot(engine("a", awake=101)), "a") is None
     assert eta_s(snapshot(engine("a", "9"), gpus=[Gpu("0", 100)]), "a") is None
-
-
-# -- idleness ----------------------------------------------------------------------------------------------------------
-
-
-def test_an_engine_that_nobody_used_for_long_is_put_to_sleep() -> None:
-    fleet = snapshot(
-        awake("a"), awake("b"), awake("busy", demand=Demand(in_flight=1)), awake("p", pinned=True), engine("s")
-    )
-    last_used_s = {"a": 900.0, "b": 950.0, "busy": 0.0, "p": 0.0, "s": 0.0}
-    commands = idle_sleepers(fleet, last_used_s, 100.0)
-    assert [(c.kind, c.engine, c.issued_at_s) for c in commands] == [(CommandKind.SLEEP, "a", 1000.0)]
-
-
-def test_an_engine_that_just_woke_is_not_idle_though_nobody_used_it() -> None:
-    assert idle_sleepers(snapshot(awake("a", awake_since_s=950.0)), {}, 100.0) == ()
-    assert len(idle_sleepers(snapshot(awake("a", awake_since_s=900.0)), {}, 100.0)) == 1
-
-
-def test_an_engine_that_somebody_waits_for_is_not_idle() -> None:
-    assert idle_sleepers(snapshot(awake("a", demand=waiting())), {}, 100.0) == ()
-
-
-def test_without_a_time_nobody_is_idle() -> None:
-    assert idle_sleepers(snapshot(awake("a")), {}, None) == ()
 
 
 # -- backoff and costs -------------------------------------------------------------------------------------------------

@@ -408,17 +408,17 @@ async def test_the_queue_lists_waiters_in_order_of_arrival_with_their_deadlines(
     assert traffic.entries() == ()
 
 
-async def test_arrivals_are_remembered_in_a_bounded_number() -> None:
+async def test_requests_teach_and_looks_do_not() -> None:
+    """What asks an engine for what it kept (``visit``) is no use of it: only requests that a client sends are."""
     traffic = build()
     traffic.open("a")
-    for _ in range(100):
-        enter(traffic).leave("ok")
-    arrivals = traffic.arrivals("a")
-    assert len(arrivals) == 64
-    assert list(arrivals) == sorted(arrivals)
-    assert traffic.last_used_s("a") >= arrivals[-1]
-    assert traffic.last_used_s("b") == 0.0
-
+    used_s = traffic.last_used_s("a")
+    traffic.visit("a").leave("ok")
+    assert traffic.last_used_s("a") == used_s
+    assert traffic.history("a").last_s is None
+    enter(traffic).leave("ok")
+    assert traffic.history("a").last_s is not None
+    assert traffic.last_used_s("a") > used_s
 
 async def test_request_ids_are_unique() -> None:
     traffic = build()

@@ -13,6 +13,7 @@ from rotator.service.traffic import EngineUnavailable
 from rotator.sim.clock import run
 from tests.fakes import GIB, FakeLedger, Service, make_box, make_config, make_service
 
+PLAIN = "policies: {swap_share: null, preempt: false}"  # turns by minimum stay, drains by their bound: no prices
 BIG = {"a": ((0, 1, 2, 3), 82.0), "b": ((0, 1, 2, 3), 84.0), "c": ((0, 1, 2, 3), 80.0)}
 SMALL = {"s": ((3,), 60.0), "t": ((3,), 50.0)}
 
@@ -46,7 +47,7 @@ def test_one_wake_serves_everyone_who_waits() -> None:
 def test_a_wake_that_nobody_waits_for_any_more_is_not_begun() -> None:
     async def story() -> None:
         box = make_box(**BIG)
-        async with make_service(box) as service:
+        async with make_service(box, make_config(box, PLAIN)) as service:
             await service.ask("b")
             await service.ask("a")
             busy = asyncio.create_task(service.ask("a", serves_s=4.0))
@@ -66,7 +67,7 @@ def test_a_wake_that_nobody_waits_for_any_more_is_not_begun() -> None:
 def test_streams_in_flight_freeze_at_the_drain_bound_and_go_on_after_the_next_wake() -> None:
     async def story() -> None:
         box = make_box(**BIG)
-        async with make_service(box) as service:
+        async with make_service(box, make_config(box, PLAIN)) as service:
             await service.ask("b")
             await service.ask("a")
             stream = asyncio.create_task(service.ask("a", serves_s=30.0))
@@ -366,7 +367,8 @@ def test_two_streams_of_demand_for_two_engines_share_the_gpus_without_starving()
 
             await asyncio.gather(client("a"), client("b"), client("a"), client("b"))
             for name in waits:
-                assert max(waits[name]) < 30
+                assert max(waits[name]) < 120  # the first turn is by guesses: no swap was measured yet
+                assert max(w for w in waits[name][-200:]) < 30
                 assert len(waits[name]) > 20
 
     run(story())

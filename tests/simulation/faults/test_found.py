@@ -1,0 +1,81 @@
+"""What soaking found, as stories: each broke an invariant once."""
+
+from rotator.sim.faults.run import run_seed
+from rotator.sim.faults.script import Arm, Away, Die, Disk, Foreign, Kill, Nvml, Order, Undying, Wedge
+from tests.simulation.faults.stories import ask, engine, played
+
+
+def test_an_engine_that_its_launcher_cannot_stop_keeps_its_bytes_in_the_books() -> None:
+    played(ask(1, "a"), Away(5, "refuse", 20), Order(6, "stop", "a"), ask(7, "b", deadline_s=60.0), ask(8, "a"))
+
+
+def test_a_process_that_will_not_die_is_not_doubled_by_the_next_start() -> None:
+    played(
+        ask(1, "a"), Undying(5, "a", 30), Arm(5, "a", "sleep", "rank_fails"), ask(6, "b"), ask(10, "a"), ask(20, "a")
+    )
+
+
+def test_a_launch_whose_answer_was_lost_is_found_and_ended() -> None:
+    played(Arm(0.5, "a", "launch", "lost"), ask(1, "a"), ask(2, "b"), ask(8, "a"))
+
+
+def test_a_lost_launch_is_found_although_an_earlier_life_knew_another_process() -> None:
+    played(ask(1, "a"), Kill(6), Die(6.5, "a"), Away(7.5, "lost", 5), ask(9, "a"), ask(10, "b"), ask(11, "b"))
+
+
+def test_nothing_begins_beside_an_engine_that_the_launcher_could_not_look_for() -> None:
+    played(ask(1, "a"), Away(5, "refuse", 20), Kill(6), ask(9, "b"), ask(10, "a"), ask(12, "b"))
+
+
+def test_outcomes_that_a_full_disk_refused_are_written_once_there_is_room() -> None:
+    played(ask(1, "a"), Disk(2, "full", 10), ask(20, "b"))
+
+
+def test_an_engine_is_not_brought_in_over_a_larger_rest_than_was_planned() -> None:
+    heavy = engine("a", awake_gib=93.0, planned_gib=93.0, residue_gib=3.0, planned_residue_gib=0.2)
+    wide = engine("b", awake_gib=93.0, planned_gib=93.0)
+    played(ask(1, "a"), ask(6, "b"), engines=(heavy, wide))
+
+
+def test_the_first_plan_of_a_life_knows_what_others_hold() -> None:
+    played(Foreign(0.5, "GPU-0", 60.0, 30.0), Kill(1.0), ask(2.5, "a"), ask(8.0, "a"))
+
+
+def test_what_others_hold_does_not_shrink_by_what_a_starting_engine_will_hold() -> None:
+    small = engine("b", awake_gib=26.0, planned_gib=26.0)
+    large = engine("a", awake_gib=74.0, planned_gib=74.0)
+    played(Foreign(0.5, "GPU-0", 30.0, 30.0), ask(6.9, "b"), ask(11.0, "a"), engines=(large, small))
+
+
+def test_a_wake_that_stood_behind_a_wedge_when_the_service_died_runs_beside_no_other() -> None:
+    played(
+        ask(1, "a"), ask(6, "b"), Wedge(12, "a", 15), ask(13, "a"), Kill(14, steps=3), ask(18, "b"), ask(27.2, "b"),
+    )  # fmt: skip
+
+
+def test_a_slow_wake_that_the_next_life_does_not_see_yet_runs_beside_no_other() -> None:
+    played(
+        ask(1, "a"), ask(6, "b"), Arm(11, "a", "wake", "slow", 9.0), Kill(11, "wake", 12), ask(12, "a"), ask(15, "b")
+    )
+
+
+def test_a_quarantined_engine_that_an_operator_stopped_serves_again() -> None:
+    outcome = played(
+        ask(1, "a"), ask(6, "b"), Arm(10, "a", "wake", "garbage"), ask(11, "a"), Order(18, "stop", "a"), ask(22, "a")
+    )
+    assert outcome.requests["whole"] >= 3
+
+
+def test_streams_are_not_lost_to_a_level_that_cannot_keep_them() -> None:
+    old = engine("a", version="0.23.0", levels=(2,))
+    outcome = played(ask(1, "a", 40, 0.5), ask(6, "b", deadline_s=60.0), engines=(old, engine("b")))
+    assert outcome.requests["broken"] == 0
+
+
+def test_bytes_that_could_not_be_measured_at_adoption_reach_the_ledger_later() -> None:
+    played(ask(1, "a"), Nvml(5, "GPU-0", "fail", 9), Kill(6), engines=(engine("a", planned_gib=86.0),))
+
+
+def test_an_engine_that_is_woken_ahead_is_not_sent_to_sleep_again_for_another() -> None:
+    outcome = run_seed(30)
+    assert outcome.failure is None, outcome.failure
