@@ -11,7 +11,8 @@ import pytest
 from allocator.box import driver_path
 
 ROOT = Path(__file__).parents[3]
-LIBRARY = ("limits", "forks", "budget", "ranges", "host", "spill", "vmm", "driver")
+LIBRARY = ("limits", "forks", "budget", "ranges", "host", "spill", "vmm", "kernels", "driver")
+TESTS = ("main", "limits_test", "budget_test", "host_test", "spill_test")
 FLAGS = ("-std=c++17", "-O0", "-Wall", "-Wextra", "-Wshadow", "-Werror", "-Iallocator", "-Itests/native")
 
 
@@ -26,7 +27,10 @@ def native_tests(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The test program, built by the compiler alone: cmake is not part of what a test run needs."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or "g++"
     folder = tmp_path_factory.mktemp("native")
-    sources = [*(ROOT / "tests/native").glob("*.cpp"), *(ROOT / f"allocator/csrc/{name}.cpp" for name in LIBRARY)]
+    sources = [
+        *(ROOT / f"tests/native/{name}.cpp" for name in TESTS),
+        *(ROOT / f"allocator/csrc/{name}.cpp" for name in LIBRARY),
+    ]
     objects = [folder / f"{source.stem}.o" for source in sources]
 
     def build(source: Path, made: Path) -> None:
