@@ -2,6 +2,7 @@
 #
 #   make demo    watch models take turns on simulated GPUs        make test    the whole test suite
 #   make check   all that .ci/run checks                          make bench   the benchmarks
+#   make asan    the allocator's tests under AddressSanitizer      make tsan    its threads under ThreadSanitizer (both: GCC)
 #
 # PYTHON=python3.12 picks an interpreter; ARGS="--keep" is handed to the demo, TEST_ARGS to pytest, JOBS to pytest-xdist.
 
@@ -15,10 +16,12 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 ARGS ?=
 TEST_ARGS ?=
+ASAN_EXAMPLES ?= 40
+TSAN_ROUNDS ?= 400
 NATIVE := CMakeLists.txt $(wildcard allocator/csrc/* allocator/sim/*.cpp allocator/sim/*.h)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: compiler demo test test-long lint types layers docs docs-current check bench clean
+.PHONY: compiler demo test test-long asan tsan lint types layers docs docs-current check bench clean
 .DEFAULT_GOAL := check
 
 demo: $(VENV)/.ready-to-run
@@ -30,6 +33,23 @@ test: $(VENV)/.ready-to-test
 # The property tests with many more examples: minutes, not part of the suite.
 test-long: $(VENV)/.ready-to-test
 	ROTATOR_EXAMPLES=5000 $(BIN)/pytest -n $(JOBS) --timeout 1800 tests/unit/core tests/system/allocator
+
+# The tests that take most of the native code's paths. Python and its own leaks are not checked; a test that means to
+# fault must fault. Both libraries are loaded first, because Python was not linked with them.
+ASAN_TESTS := $(addprefix tests/system/allocator/test_allocator_,sleep.py sweep.py rollback.py fence.py elastic.py \
+  background.py pins.py host.py model.py)
+asan: build/asan/.built
+	libraries=$$(ldd build/asan/allocator/_lib/librotator_alloc.so | awk '/lib(asan|stdc\+\+)\.so/ {printf "%s ", $$3}') && \
+	LD_PRELOAD="$$libraries" ASAN_OPTIONS=detect_leaks=0:handle_segv=0:detect_stack_use_after_return=1 \
+	  ROTATOR_ALLOCATOR_LIBRARIES=build/asan/allocator/_lib ROTATOR_EXAMPLES=$(ASAN_EXAMPLES) \
+	  $(BIN)/python -m pytest -p no:cacheprovider -k "not 999" $(ASAN_TESTS)
+
+# Addresses must lie where the sanitizer expects them, so their randomization is switched off where that is allowed.
+tsan: build/tsan/.built
+	box=$$(mktemp -d) && trap 'rm -rf "$$box"' EXIT && \
+	fixed=$$(setarch -R true 2> /dev/null && echo setarch -R || true) && \
+	TSAN_OPTIONS=halt_on_error=0:second_deadlock_stack=1 \
+	  $$fixed build/tsan/objects/tsan_allocator build/tsan/objects "$$box" $(TSAN_ROUNDS)
 
 lint: $(VENV)/.ready-to-test
 	$(BIN)/ruff check .
@@ -71,6 +91,13 @@ $(VENV)/.ready-to-run: pyproject.toml $(NATIVE) | compiler $(BIN)/python
 $(VENV)/.ready-to-test: pyproject.toml $(NATIVE) | compiler $(BIN)/python
 	$(PIP) -e '.[dev]'
 	@touch $(VENV)/.ready-to-run $@
+
+# One build of the libraries for each sanitizer; what is compiled stays, so the next one is quick.
+build/%/.built: $(NATIVE) tests/native/tsan_allocator.cpp | $(VENV)/.ready-to-test
+	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(PIP) --no-deps --upgrade --target build/$* -C build-dir=build/$*/objects \
+	  -C wheel.packages=allocator -C cmake.build-type=None -C "cmake.define.CMAKE_CXX_FLAGS=-O1 -g" \
+	  -C cmake.define.ROTATOR_$(shell echo $* | tr a-z A-Z)=ON .
+	@touch $@
 
 compiler:
 	@command -v c++ > /dev/null || command -v g++ > /dev/null || command -v clang++ > /dev/null \

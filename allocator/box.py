@@ -37,6 +37,9 @@ class SimulatedBox:
     copy_gib_s: float
     context_bytes: int
     uuids: tuple[str, ...]
+    device_gib_s: float = 0.0
+    clear_gib_s: float = 0.0
+    integrated: bool = False
 
     @classmethod
     def create(
@@ -48,12 +51,18 @@ class SimulatedBox:
         scale: int = 4096,
         copy_gib_s: float = 50.0,
         context_bytes: int = 0,
+        device_gib_s: float = 0.0,
+        clear_gib_s: float = 0.0,
+        integrated: bool = False,
     ) -> SimulatedBox:
         """Make a box in the (new or empty) directory `path`.
 
         memory_bytes: shown, of each device; rounded down to whole granules. copy_gib_s: shown GiB/s of one direction
         of one device's link in one process, 0 for as fast as the host copies. context_bytes: shown, what each process
-        that opens a device takes there before it allocates anything.
+        that opens a device takes there before it allocates anything. device_gib_s: shown GiB/s of copies within a
+        device, 0 for as fast as the host copies. clear_gib_s: shown GiB/s at which the engine that copies to the device
+        first clears what was given back, 0 for at once. integrated: unified memory, where pinned host memory comes out
+        of the same `memory_bytes` as device memory.
         """
         if not 0 < devices <= _DEVICES_MAX or scale < 1 or memory_bytes < scale * _PAGE_BYTES:
             raise ValueError(f"a box has 1 to {_DEVICES_MAX} devices of at least one granule ({scale * _PAGE_BYTES})")
@@ -62,7 +71,19 @@ class SimulatedBox:
         (folder / "lib").mkdir(exist_ok=True)
         memory = memory_bytes // (scale * _PAGE_BYTES) * (scale * _PAGE_BYTES)
         uuids = tuple(f"GPU-{uuid.uuid4()}" for _ in range(devices))
-        box = cls(folder, devices, name, memory, scale, copy_gib_s, context_bytes, uuids)
+        box = cls(
+            folder,
+            devices,
+            name,
+            memory,
+            scale,
+            copy_gib_s,
+            context_bytes,
+            uuids,
+            device_gib_s,
+            clear_gib_s,
+            integrated,
+        )
         box._write()
         return box
 
@@ -81,6 +102,9 @@ class SimulatedBox:
             copy_gib_s=float(fields["copy_gib_s"]),
             context_bytes=int(fields["context_bytes"]),
             uuids=tuple(fields[f"uuid.{i}"] for i in range(devices)),
+            device_gib_s=float(fields.get("device_gib_s", 0)),
+            clear_gib_s=float(fields.get("clear_gib_s", 0)),
+            integrated=fields.get("integrated") == "1",
         )
 
     def _write(self) -> None:
@@ -90,6 +114,9 @@ class SimulatedBox:
             f"memory_bytes={self.memory_bytes}",
             f"scale={self.scale}",
             f"copy_gib_s={self.copy_gib_s}",
+            f"device_gib_s={self.device_gib_s}",
+            f"clear_gib_s={self.clear_gib_s}",
+            f"integrated={int(self.integrated)}",
             f"context_bytes={self.context_bytes}",
             *(f"uuid.{i}={name}" for i, name in enumerate(self.uuids)),
         ]

@@ -10,9 +10,15 @@ AllocatorError
  │   ├─ TagAsleep        alloc, read or write under a sleeping tag
  │   ├─ ForeignPointer   free, read or write of what is no live segment
  │   ├─ InvalidSize      zero bytes, more than the device has, or past the end of a segment
- │   └─ Capturing        a graph capture is running
+ │   ├─ Capturing        a graph capture is running
+ │   ├─ Registered       sleep of memory that is registered for IPC or RDMA, or unpin of what is not
+ │   └─ NestedRegion     this torch would put an inner region's tensors under the outer one's tag
+ ├─ TorchUnsupported     this torch, or how it was started, cannot route allocations soundly
+ ├─ PluginRefused        the vLLM plugin would not be sound here, so the engine does not start
  ├─ OutOfMemory          the device has too little room: says how much is wanted and how much is free
- ├─ HostMemoryExhausted  the masters do not fit host memory or its budget
+ ├─ HostMemoryExhausted  the masters fit neither host memory (or its budget) nor the spill directory
+ ├─ BudgetFileError      the file of the shared host budget is absent, cannot be written, or is no budget
+ ├─ MasterLost           a master on disk does not read back as it was written: the tag stays asleep
  ├─ AddressesExhausted   the tag's reservation is too fragmented for this segment
  ├─ DriverError          the driver refused a call; everything it had done for this operation was undone
  └─ RollbackFailed       ... and so did the undoing: the tags are asleep with their content kept, wake them
@@ -74,11 +80,35 @@ class Capturing(UsageError):
     pass
 
 
+class Registered(UsageError):
+    pass
+
+
+class NestedRegion(UsageError):
+    pass
+
+
+class TorchUnsupported(AllocatorError):
+    pass
+
+
+class PluginRefused(AllocatorError):
+    pass
+
+
 class OutOfMemory(AllocatorError):
     pass
 
 
 class HostMemoryExhausted(AllocatorError):
+    pass
+
+
+class BudgetFileError(AllocatorError):
+    pass
+
+
+class MasterLost(AllocatorError):
     pass
 
 

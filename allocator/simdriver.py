@@ -21,7 +21,9 @@ _SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "rotatorSimHold": ([c_int], None),
     "rotatorSimBytes": ([c_int, c_int], c_uint64),
     "rotatorSimRegisteredBytes": ([], c_uint64),
+    "rotatorSimRdmaBytes": ([], c_uint64),
     "rotatorSimLaunch": ([c_void_p, c_ulonglong, c_size_t, c_int, c_int], c_int),
+    "rotatorSimWriter": ([c_void_p, c_ulonglong, c_size_t, c_int, ctypes.c_uint], c_int),
     "cuInit": ([ctypes.c_uint], c_int),
     "cuDevicePrimaryCtxRetain": ([ctypes.POINTER(c_void_p), c_int], c_int),
     "cuDevicePrimaryCtxRelease_v2": ([c_int], c_int),
@@ -81,6 +83,10 @@ class SimulatedDriver:
     def bytes_registered(self) -> int:
         return int(self.library.rotatorSimRegisteredBytes())
 
+    def bytes_for_rdma(self) -> int:
+        """Of this process's device memory, what a network card could register."""
+        return int(self.library.rotatorSimRdmaBytes())
+
     def hold(self, hold: bool) -> None:
         """While held, kernels launched with `held` do not start."""
         self.library.rotatorSimHold(hold)
@@ -88,6 +94,10 @@ class SimulatedDriver:
     def launch(self, stream: int | None, address: int, nbytes: int, value: int, *, held: bool = False) -> int:
         """A kernel that fills a range with `value` when it ends. Returns the driver's answer."""
         return int(self.library.rotatorSimLaunch(stream, address, nbytes, value, held))
+
+    def write_for(self, stream: int | None, address: int, nbytes: int, last: int, duration_ms: int) -> int:
+        """A kernel that writes `last` or something else whenever anybody looks, and `last` at its end."""
+        return int(self.library.rotatorSimWriter(stream, address, nbytes, last, duration_ms))
 
     @contextmanager
     def context(self, device: int = 0) -> Iterator[None]:

@@ -7,6 +7,7 @@ Needs torch, safetensors and tokenizers: it runs on the machine with the GPU, be
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,22 @@ def _layer(index: int, intermediate: int) -> dict[str, tuple[int, ...]]:
 
 def write(folder: Path, *, layers: int, intermediate: int, seed: int) -> int:
     """Write the model. Returns the bytes of its weights."""
+    vocabulary = describe(folder, layers=layers, intermediate=intermediate)
+    return _weights(folder, shapes(layers, intermediate, vocabulary), seed)
+
+
+def describe(folder: Path, *, layers: int, intermediate: int) -> int:
+    """Write all but the weights, which `--load-format dummy` makes up. Returns the size of the vocabulary."""
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = _tokenizer(folder)
     (folder / "config.json").write_text(json.dumps(config(layers, intermediate, vocabulary)))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 0}))
-    return _weights(folder, shapes(layers, intermediate, vocabulary), seed)
+    return vocabulary
+
+
+def weights_bytes(layers: int, intermediate: int, vocabulary: int) -> int:
+    """Bytes of the weights in bf16."""
+    return 2 * sum(math.prod(shape) for file in shapes(layers, intermediate, vocabulary) for shape in file.values())
 
 
 def _tokenizer(folder: Path) -> int:

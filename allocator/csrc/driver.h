@@ -11,6 +11,8 @@ using CUdeviceptr = unsigned long long;
 using CUcontext = struct CUctx_st*;
 using CUstream = struct CUstream_st*;
 using CUevent = struct CUevent_st*;
+using CUmodule = struct CUmod_st*;
+using CUfunction = struct CUfunc_st*;
 using CUmemGenericAllocationHandle = unsigned long long;
 
 struct CUmemLocation {
@@ -42,12 +44,15 @@ constexpr CUresult CUDA_ERROR_OUT_OF_MEMORY = 2;
 constexpr CUresult CUDA_ERROR_NOT_INITIALIZED = 3;
 constexpr CUresult CUDA_ERROR_NO_DEVICE = 100;
 constexpr CUresult CUDA_ERROR_INVALID_DEVICE = 101;
+constexpr CUresult CUDA_ERROR_INVALID_IMAGE = 200;
 constexpr CUresult CUDA_ERROR_INVALID_CONTEXT = 201;
 constexpr CUresult CUDA_ERROR_INVALID_HANDLE = 400;
+constexpr CUresult CUDA_ERROR_NOT_FOUND = 500;
 constexpr CUresult CUDA_ERROR_NOT_READY = 600;
 constexpr CUresult CUDA_ERROR_ILLEGAL_ADDRESS = 700;
 constexpr CUresult CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED = 712;
 constexpr CUresult CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED = 713;
+constexpr CUresult CUDA_ERROR_MISALIGNED_ADDRESS = 716;
 constexpr CUresult CUDA_ERROR_NOT_SUPPORTED = 801;
 constexpr CUresult CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900;
 constexpr CUresult CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901;
@@ -61,8 +66,11 @@ constexpr unsigned CU_STREAM_NON_BLOCKING = 1;
 constexpr unsigned CU_EVENT_DISABLE_TIMING = 2;
 constexpr unsigned CU_MEMHOSTREGISTER_PORTABLE = 1;
 constexpr int CU_STREAM_CAPTURE_STATUS_NONE = 0;
+constexpr int kCaptureModeRelaxed = 2;
+constexpr int CU_DEVICE_ATTRIBUTE_INTEGRATED = 18;
 constexpr int CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75;
 constexpr int CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 76;
+constexpr int CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM = 91;
 constexpr int CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED = 102;
 constexpr int CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED = 110;
 constexpr int CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID = 134;
@@ -82,6 +90,12 @@ constexpr int CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID = 134;
   X(CtxPushCurrent, "cuCtxPushCurrent_v2", (CUcontext))                                                             \
   X(CtxPopCurrent, "cuCtxPopCurrent_v2", (CUcontext*))                                                              \
   X(CtxSynchronize, "cuCtxSynchronize", ())                                                                         \
+  X(CtxGetStreamPriorityRange, "cuCtxGetStreamPriorityRange", (int*, int*))                                         \
+  X(ModuleLoadData, "cuModuleLoadData", (CUmodule*, const void*))                                                   \
+  X(ModuleUnload, "cuModuleUnload", (CUmodule))                                                                     \
+  X(ModuleGetFunction, "cuModuleGetFunction", (CUfunction*, CUmodule, const char*))                                 \
+  X(LaunchKernel, "cuLaunchKernel",                                                                                 \
+    (CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void**, void**))   \
   X(MemGetInfo, "cuMemGetInfo_v2", (std::size_t*, std::size_t*))                                                    \
   X(MemGetAllocationGranularity, "cuMemGetAllocationGranularity", (std::size_t*, const CUmemAllocationProp*, int))  \
   X(MemAddressReserve, "cuMemAddressReserve",                                                                       \
@@ -97,13 +111,18 @@ constexpr int CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID = 134;
   X(MemHostUnregister, "cuMemHostUnregister", (void*))                                                              \
   X(MemcpyHtoDAsync, "cuMemcpyHtoDAsync_v2", (CUdeviceptr, const void*, std::size_t, CUstream))                     \
   X(MemcpyDtoHAsync, "cuMemcpyDtoHAsync_v2", (void*, CUdeviceptr, std::size_t, CUstream))                           \
+  X(MemcpyDtoDAsync, "cuMemcpyDtoDAsync_v2", (CUdeviceptr, CUdeviceptr, std::size_t, CUstream))                     \
   X(MemsetD8Async, "cuMemsetD8Async", (CUdeviceptr, unsigned char, std::size_t, CUstream))                          \
   X(StreamCreate, "cuStreamCreate", (CUstream*, unsigned))                                                          \
+  X(StreamCreateWithPriority, "cuStreamCreateWithPriority", (CUstream*, unsigned, int))                             \
   X(StreamDestroy, "cuStreamDestroy_v2", (CUstream))                                                                \
   X(StreamSynchronize, "cuStreamSynchronize", (CUstream))                                                           \
+  X(StreamQuery, "cuStreamQuery", (CUstream))                                                                       \
+  X(StreamWaitEvent, "cuStreamWaitEvent", (CUstream, CUevent, unsigned))                                            \
   X(StreamIsCapturing, "cuStreamIsCapturing", (CUstream, int*))                                                     \
   X(EventCreate, "cuEventCreate", (CUevent*, unsigned))                                                             \
   X(EventDestroy, "cuEventDestroy_v2", (CUevent))                                                                   \
+  X(EventRecord, "cuEventRecord", (CUevent, CUstream))                                                              \
   X(EventQuery, "cuEventQuery", (CUevent))                                                                          \
   X(EventSynchronize, "cuEventSynchronize", (CUevent))
 
@@ -111,7 +130,7 @@ constexpr int CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID = 134;
 // kernel of our own gives on a GPU, and the factor between its bytes and the bytes it shows (see sim/box.h).
 #define RA_DRIVER_OPTIONAL_CALLS(X)                                        \
   X(CtxRecordEvent, "cuCtxRecordEvent", (CUcontext, CUevent))              \
-  X(SimDigest, "rotatorSimDigest", (CUdeviceptr, std::size_t, uint64_t*))  \
+  X(ThreadExchangeStreamCaptureMode, "cuThreadExchangeStreamCaptureMode", (int*)) \
   X(SimScale, "rotatorSimScale", (uint64_t*))
 
 namespace rotator {

@@ -4,7 +4,7 @@
 #include <deque>
 #include <memory>
 
-#include "csrc/segments.h"
+#include "csrc/pool.h"
 
 namespace rotator {
 

@@ -1,111 +1,283 @@
-// Masters: which segments need a copy to the host before their device bytes may go, and taking those copies.
-#include <set>
+#include "csrc/masters.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <thread>
 
 #include "csrc/clock.h"
 #include "csrc/error.h"
-#include "csrc/state.h"
 
 namespace rotator {
 
-// After this no work that was queued before can touch a segment.
-void State::quiesce(uint32_t tags) {
-  const bool captured = capturing();
-  if (captured) raise(RA_CAPTURING, "a graph capture is running: end it first");
-  freed_.drain(captured);
-  std::set<Device*> seen;
-  for (Pool* pool : pools_of(tags)) {
-    if (!seen.insert(&pool->device).second) continue;
-    ContextScope scope(pool->device);
-    RA_TRY(driver_, CtxSynchronize);
+// How long a sleep waits for other processes to give masters back that they can spare.
+static constexpr std::chrono::milliseconds kAskWait{2000}, kAskStep{10};
+
+Bounce::Bounce(const Device& device, std::size_t chunk_bytes)
+    : device_(device), chunk_bytes_(round_up(chunk_bytes, 4096)) {
+  const std::size_t nbytes = kBuffers * chunk_bytes_;
+  void* data = mmap(nullptr, nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+  if (data == MAP_FAILED) raise(RA_HOST_MEMORY, "no host memory for the buffers of the spill directory");
+  const CUresult result = device.driver.MemHostRegister(data, nbytes, CU_MEMHOSTREGISTER_PORTABLE);
+  if (result != CUDA_SUCCESS) {
+    munmap(data, nbytes);
+    raise_driver(device.driver, result, "MemHostRegister");
   }
+  data_ = static_cast<unsigned char*>(data);
 }
 
-bool State::unchanged(const Segment& segment) const {
-  if (!segment.master || !segment.master->complete || !segment.master->digest) return false;
-  Digest on_device;
-  if (driver_.SimDigest(segment.address(), segment.nbytes, on_device.words) != CUDA_SUCCESS) return false;
-  return on_device == *segment.master->digest;
+Bounce::~Bounce() {
+  QuietContext scope(device_);
+  CUresult result = device_.driver.MemHostUnregister(data_);
+  if (result != CUDA_SUCCESS) result = device_.driver.MemHostUnregister(data_);
+  // What the driver may still reach is leaked rather than unmapped under it.
+  if (result == CUDA_SUCCESS) munmap(data_, kBuffers * chunk_bytes_);
 }
 
-std::vector<State::Copy> State::plan_copies(uint32_t tags, ra_report& report) {
-  std::vector<Copy> copies;
-  for (auto& [address, segment] : segments_) {
-    if ((tags & bit(segment.pool->tag)) == 0) continue;
-    ContextScope scope(segment.pool->device);
-    if (unchanged(segment)) {
-      report.bytes_unchanged += segment.nbytes;
-    } else {
-      copies.push_back({&segment, !segment.master.has_value()});
+static std::unique_ptr<SpillStore> open_spill(const MasterOptions& options) {
+  if (options.spill_directory.empty()) return nullptr;
+  SpillOptions spill;
+  spill.directory = options.spill_directory;
+  return std::make_unique<SpillStore>(spill);
+}
+
+Masters::Masters(const Driver& driver, const MasterOptions& options)
+    : driver_(driver), options_(options), arena_(options.host), spill_(open_spill(options)) {}
+
+std::size_t Masters::chunks(const Segment& segment) const {
+  return (segment.nbytes + options_.chunk_bytes - 1) / options_.chunk_bytes;
+}
+
+Range Masters::chunk(const Segment& segment, std::size_t index) const {
+  const std::size_t begin = index * options_.chunk_bytes;
+  return {begin, std::min(begin + options_.chunk_bytes, segment.nbytes)};
+}
+
+void Masters::drop(MasterChunk& chunk) {
+  if (chunk.host) arena_.give(*chunk.host);
+  if (chunk.disk) spill_->give(*chunk.disk);
+  chunk.host.reset();
+  chunk.disk.reset();
+  chunk.digest.reset();
+  chunk.valid = false;
+  ++chunk.version;
+}
+
+void Masters::drop(Segment& segment) {
+  for (MasterChunk& chunk : segment.master) drop(chunk);
+  segment.master.clear();
+}
+
+std::optional<std::vector<Digest>> Masters::digests(Device& device, Pool& staging,
+                                                    const std::vector<ChunkRun>& runs) const {
+  if (!options_.use_digest || !device.digest.ready()) return std::nullopt;
+  std::size_t count = 0;
+  for (const ChunkRun& run : runs) count += run.last - run.first;
+  std::vector<Digest> found(count);
+  if (count == 0) return found;
+  const std::size_t nbytes = count * sizeof(Digest);
+  std::optional<Scratch> results;
+  try {
+    results.emplace(staging, nbytes);
+  } catch (const Error& error) {
+    if (error.code == RA_OUT_OF_MEMORY) return std::nullopt;
+    throw;
+  }
+  const CUstream stream = device.fill.get();
+  try {
+    CUdeviceptr out = results->address();
+    RA_TRY(driver_, MemsetD8Async, out, 0, nbytes, stream);
+    for (const ChunkRun& run : runs) {
+      const Range bytes{chunk(*run.segment, run.first).begin, chunk(*run.segment, run.last - 1).end};
+      device.digest.launch(run.segment->address() + bytes.begin, bytes.nbytes(), options_.chunk_bytes, out, stream);
+      out += (run.last - run.first) * sizeof(Digest);
+    }
+    RA_TRY(driver_, MemcpyDtoHAsync, found.data(), results->address(), nbytes, stream);
+    RA_TRY(driver_, StreamSynchronize, stream);
+  } catch (...) {
+    driver_.StreamSynchronize(stream);
+    throw;
+  }
+  return found;
+}
+
+// The chunks whose master is missing or differs.
+std::vector<Masters::Task> Masters::changed(Device& device, Pool& staging, const std::vector<ChunkRun>& runs,
+                                            ra_report& report) {
+  const Stopwatch watch;
+  const auto now = digests(device, staging, runs);
+  report.digest_seconds += watch.seconds();
+  std::vector<Task> tasks;
+  std::size_t at = 0;
+  for (const ChunkRun& run : runs) {
+    run.segment->master.resize(chunks(*run.segment));
+    for (std::size_t i = run.first; i < run.last; ++i, ++at) {
+      const std::optional<Digest> digest = now ? std::optional<Digest>((*now)[at]) : std::nullopt;
+      const MasterChunk& master = run.segment->master[i];
+      if (master.valid && digest && master.digest == digest) {
+        report.bytes_unchanged += chunk(*run.segment, i).nbytes();
+      } else {
+        tasks.push_back({run.segment, i, digest, false});
+      }
     }
   }
-  return copies;
+  return tasks;
 }
 
-// One extent for all that is missing on a device, so that registering costs one call.
-void State::reserve_blocks(std::vector<Copy>& copies) {
-  std::map<Device*, std::size_t> missing;
-  for (const Copy& copy : copies)
-    if (copy.fresh) missing[&copy.segment->pool->device] += HostArena::block_bytes(copy.segment->nbytes);
-  for (auto& [on, nbytes] : missing) {
-    ContextScope scope(*on);
-    arena_.reserve(*on, nbytes);
+// Asks the other processes that share the budget, and waits a little. False when they did not help.
+bool Masters::reserve_shared(Device& device, std::size_t nbytes) {
+  SharedBudget* shared = arena_.shared_budget();
+  if (shared == nullptr) return false;
+  shared->ask(nbytes);
+  const auto deadline = std::chrono::steady_clock::now() + kAskWait;
+  bool reserved = false;
+  while (!reserved && std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(kAskStep);
+    try {
+      arena_.reserve(device, nbytes);
+      reserved = true;
+    } catch (const Error& error) {
+      if (error.code != RA_HOST_MEMORY) throw;
+    }
   }
-  for (Copy& copy : copies) {
-    if (!copy.fresh) continue;
-    ContextScope scope(copy.segment->pool->device);
-    copy.segment->master = Master{arena_.take(copy.segment->pool->device, copy.segment->nbytes), false, std::nullopt};
+  shared->ask(0);
+  return reserved;
+}
+
+// Room for `nbytes` in host memory, or as much of it as there can be.
+void Masters::make_room(Device& device, std::size_t nbytes, const ReleaseOthers& release_others) {
+  for (int attempt = 0;; ++attempt) {
+    try {
+      return arena_.reserve(device, nbytes);
+    } catch (const Error& error) {
+      if (error.code != RA_HOST_MEMORY) throw;
+      if (attempt == 0) {
+        // The masters of awake engines come first: they can be taken again.
+        release_others(error.bytes_wanted - std::min(error.bytes_wanted, error.bytes_free));
+        arena_.trim();
+        continue;
+      }
+      if (reserve_shared(device, nbytes)) return;
+      if (spill_ == nullptr) throw;
+      const std::size_t part = round_down(error.bytes_free, options_.chunk_bytes);
+      if (part == 0 || part >= nbytes || attempt > 1) return;
+      nbytes = part;
+    }
   }
 }
 
-void State::run_copies(const std::vector<Copy>& copies, ra_report& report) {
-  std::set<Device*> used;
-  for (const Copy& copy : copies) {
-    Segment& segment = *copy.segment;
-    Device& on = segment.pool->device;
-    ContextScope scope(on);
-    used.insert(&on);
-    segment.master->complete = false;
-    segment.master->digest.reset();
-    RA_TRY(driver_, MemcpyDtoHAsync, segment.master->block.data(), segment.address(), segment.nbytes, on.stream);
-  }
-  for (Device* on : used) {
-    ContextScope scope(*on);
-    RA_TRY(driver_, StreamSynchronize, on->stream);
-  }
-  for (const Copy& copy : copies) {
-    Segment& segment = *copy.segment;
-    segment.master->complete = true;
-    if (driver_.SimDigest != nullptr) segment.master->digest = digest_of(segment.master->block.data(), segment.nbytes);
-    report.bytes_copied += segment.nbytes;
+void Masters::place(Device& device, std::vector<Task>& tasks, const ReleaseOthers& release_others) {
+  std::size_t missing = 0;
+  for (const Task& task : tasks)
+    if (!of(task).placed()) missing += HostArena::block_bytes(chunk(*task.segment, task.index).nbytes());
+  if (missing == 0) return;
+  if (device.unified && spill_ == nullptr)
+    raise(RA_HOST_MEMORY,
+          "device and host memory are one here, so masters in host memory free nothing: give a spill directory");
+  if (!device.unified) make_room(device, missing, release_others);
+  for (Task& task : tasks) {
+    MasterChunk& master = of(task);
+    if (master.placed()) continue;
+    task.fresh = true;
+    if (device.unified) continue;
+    const std::size_t nbytes = chunk(*task.segment, task.index).nbytes();
+    master.host = arena_.take(device, nbytes);
+    // There is room in all, but perhaps in pieces.
+    if (!master.host && spill_ == nullptr) master.host = arena_.take_or_grow(device, nbytes);
   }
 }
 
-// On failure every segment is as before, and the masters taken for it are gone again.
-void State::take_masters(uint32_t tags, ra_report& report) {
-  const Stopwatch watch;
-  std::vector<Copy> copies = plan_copies(tags, report);
+void Masters::copy_to_host(Device& device, const std::vector<Task>& tasks) {
+  Copies copies(device, arena_, Copies::Direction::kToHost);
+  for (const Task& task : tasks) {
+    MasterChunk& master = of(task);
+    if (!master.host) continue;
+    const Range bytes = chunk(*task.segment, task.index);
+    master.valid = false;
+    ++master.version;
+    copies.add(task.segment->address() + bytes.begin, master.host->data(), bytes.nbytes());
+  }
+  copies.flush();
+}
+
+void Masters::copy_to_disk(Device& device, const std::vector<Task>& tasks) {
+  struct Pending {
+    const Task* task = nullptr;
+    SpillStore::Ticket ticket;
+  };
+  std::array<Pending, Bounce::kBuffers> pending;
+  std::optional<Bounce> bounce;
+  auto settle = [&](Pending& one) {
+    if (one.task == nullptr) return;
+    MasterChunk& master = of(*std::exchange(one.task, nullptr));
+    master.disk = spill_->wait(one.ticket);
+    master.digest = master.disk->digest;
+    master.valid = true;
+  };
   try {
-    reserve_blocks(copies);
-    run_copies(copies, report);
+    std::size_t number = 0;
+    for (const Task& task : tasks) {
+      MasterChunk& master = of(task);
+      if (master.host) continue;
+      if (!bounce) bounce.emplace(device, options_.chunk_bytes);
+      Pending& buffer = pending[number % Bounce::kBuffers];
+      settle(buffer);
+      const Range bytes = chunk(*task.segment, task.index);
+      unsigned char* data = bounce->buffer(number++);
+      if (master.disk) spill_->give(*std::exchange(master.disk, std::nullopt));
+      master.valid = false;
+      ++master.version;
+      RA_TRY(driver_, MemcpyDtoHAsync, data, task.segment->address() + bytes.begin, bytes.nbytes(), device.disk.get());
+      RA_TRY(driver_, StreamSynchronize, device.disk.get());
+      const Digest digest = task.digest ? *task.digest : digest_of(data, bytes.nbytes());
+      buffer = {&task, spill_->start_write(data, bytes.nbytes(), digest)};
+    }
+    for (Pending& one : pending) settle(one);
   } catch (...) {
-    // Copies that are still running write into the blocks about to go.
-    for (auto& [index, on] : devices_)
-      if (on) driver_.StreamSynchronize(on->stream);
-    for (const Copy& copy : copies)
-      if (copy.fresh) drop_master(*copy.segment);
+    // Nothing may still write from the buffers, nor copy into them.
+    driver_.StreamSynchronize(device.disk.get());
+    for (Pending& one : pending) {
+      try {
+        settle(one);
+      } catch (const Error&) {
+        // The first error is the one to tell.
+      }
+    }
+    throw;
+  }
+}
+
+void Masters::take(Device& device, Pool& staging, const std::vector<ChunkRun>& runs,
+                   const ReleaseOthers& release_others, ra_report& report) {
+  ContextScope scope(device);
+  std::vector<Task> tasks = changed(device, staging, runs, report);
+  if (tasks.empty()) return;
+  const Stopwatch placing;
+  try {
+    place(device, tasks, release_others);
+    report.host_seconds += placing.seconds();
+    const Stopwatch copying;
+    copy_to_host(device, tasks);
+    copy_to_disk(device, tasks);
+    device.finish();
+    report.copy_seconds += copying.seconds();
+  } catch (...) {
+    device.settle();  // copies that still run write into the places about to go
+    for (const Task& task : tasks)
+      if (task.fresh) drop(of(task));
     arena_.trim();
     throw;
   }
-  report.copy_seconds += watch.seconds();
-}
-
-void State::prepare(uint32_t tags, ra_report& report) {
-  const Stopwatch watch;
-  const uint32_t awake = tags & ~asleep_;
-  quiesce(awake);
-  report.fence_seconds = watch.seconds();
-  take_masters(awake, report);
-  report.seconds = watch.seconds();
+  for (const Task& task : tasks) {
+    MasterChunk& master = of(task);
+    const std::size_t nbytes = chunk(*task.segment, task.index).nbytes();
+    report.bytes_copied += nbytes;
+    if (!master.host) report.bytes_spilled += nbytes;
+    if (master.host) master.digest = task.digest;
+    master.valid = true;
+  }
 }
 
 }  // namespace rotator

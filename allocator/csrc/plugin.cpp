@@ -1,21 +1,25 @@
-// The C boundary: one mutex around every call, Error turned into the caller's ra_error, and torch's two functions.
+// The C boundary: one mutex around every call, and Error turned into the caller's ra_error.
 #include <algorithm>
-#include <atomic>
 #include <cstdio>
 #include <cstring>
 #include <mutex>
 
 #include "csrc/api.h"
+#include "csrc/background.h"
 #include "csrc/error.h"
 #include "csrc/state.h"
+#include "csrc/torch.h"
 
+using rotator::Background;
 using rotator::Error;
 using rotator::State;
 
 struct ra_allocator {
-  ra_allocator(rotator::Driver driver, const ra_config& config) : state(driver, config) {}
+  ra_allocator(rotator::Driver driver, const ra_config& config)
+      : state(driver, config), background(mutex, state, config.link_share_permille / 1000.0) {}
   std::mutex mutex;
   State state;
+  Background background;  // ends before what it works on
 };
 
 static void fill(ra_error* out, const Error& error) {
@@ -57,20 +61,30 @@ static int locked(ra_allocator* allocator, ra_error* out, Body body) {
 template <typename Body>
 static int reported(ra_allocator* allocator, ra_report* report, ra_error* out, Body body) {
   ra_report filled{};
-  const int code = locked(allocator, out, [&](State& state) { body(state, filled); });
+  const int code = guarded(out, [&] {
+    const Background::Pause pause(allocator->background);
+    const std::lock_guard<std::mutex> lock(allocator->mutex);
+    body(allocator->state, filled);
+  });
   if (report != nullptr) *report = filled;
   return code;
 }
 
-int ra_open(const char* driver_path, const ra_config* config, ra_allocator** out, ra_error* error) {
-  return guarded(error, [&] { *out = new ra_allocator(rotator::load_driver(driver_path), *config); });
+static void check(const ra_config& config) {
+  if (config.slab_bytes == 0 || config.chunk_bytes == 0 || config.link_share_permille == 0 ||
+      config.link_share_permille > 1000)
+    rotator::raise(RA_INVALID_SIZE, "slab and chunk need at least one byte, the link's share 1 to 1000 per mille");
 }
 
-static std::atomic<ra_allocator*> torch_allocator{nullptr};
+int ra_open(const char* driver_path, const ra_config* config, ra_allocator** out, ra_error* error) {
+  return guarded(error, [&] {
+    check(*config);
+    *out = new ra_allocator(rotator::load_driver(driver_path), *config);
+  });
+}
 
 int ra_close(ra_allocator* allocator, ra_error* error) {
-  ra_allocator* bound = allocator;
-  torch_allocator.compare_exchange_strong(bound, nullptr);
+  rotator::torch_unbind(allocator);
   return guarded(error, [&] { delete allocator; });
 }
 
@@ -100,10 +114,11 @@ int ra_read(ra_allocator* allocator, uint64_t address, size_t offset, void* data
   return locked(allocator, error, [&](State& state) { state.read(address, offset, data, nbytes); });
 }
 
-int ra_sleep(ra_allocator* allocator, uint32_t tags, uint32_t offload, int strict, ra_report* report,
-             ra_error* error) {
-  return reported(allocator, report, error,
-                  [&](State& state, ra_report& filled) { state.sleep(tags, offload, strict != 0, filled); });
+int ra_sleep(ra_allocator* allocator, uint32_t tags, uint32_t offload, int strict, uint64_t bytes_wanted,
+             ra_report* report, ra_error* error) {
+  return reported(allocator, report, error, [&](State& state, ra_report& filled) {
+    state.sleep(tags, offload, strict != 0, bytes_wanted, filled);
+  });
 }
 
 int ra_wake(ra_allocator* allocator, uint32_t tags, int strict, ra_report* report, ra_error* error) {
@@ -113,6 +128,26 @@ int ra_wake(ra_allocator* allocator, uint32_t tags, int strict, ra_report* repor
 
 int ra_prepare(ra_allocator* allocator, uint32_t tags, ra_report* report, ra_error* error) {
   return reported(allocator, report, error, [&](State& state, ra_report& filled) { state.prepare(tags, filled); });
+}
+
+int ra_prepare_start(ra_allocator* allocator, uint32_t tags, ra_error* error) {
+  return guarded(error, [&] { allocator->background.start(tags); });
+}
+
+int ra_prepare_status(ra_allocator* allocator, ra_prepare_state* state) {
+  return guarded(nullptr, [&] { *state = allocator->background.status(); });
+}
+
+int ra_pin(ra_allocator* allocator, uint64_t address, ra_error* error) {
+  return locked(allocator, error, [&](State& state) { state.pin(address); });
+}
+
+int ra_unpin(ra_allocator* allocator, uint64_t address, ra_error* error) {
+  return locked(allocator, error, [&](State& state) { state.unpin(address); });
+}
+
+int ra_set_host_budget(ra_allocator* allocator, uint64_t nbytes, ra_error* error) {
+  return locked(allocator, error, [&](State& state) { state.masters().arena().set_budget(nbytes); });
 }
 
 int ra_release_masters(ra_allocator* allocator, uint32_t tags, uint64_t* nbytes, ra_error* error) {
@@ -145,31 +180,4 @@ int ra_host_memory(ra_allocator* allocator, ra_host_usage* usage) {
 
 int ra_device_memory(ra_allocator* allocator, int device, uint64_t* free, uint64_t* total, ra_error* error) {
   return locked(allocator, error, [&](State& state) { state.device_memory(device, *free, *total); });
-}
-
-// torch passes no context to its pluggable allocator, so the one it serves is bound here; the tag is the thread's,
-// as is torch's routing to a pool.
-static thread_local int torch_tag = RA_WEIGHTS;
-
-int ra_torch_bind(ra_allocator* allocator) {
-  torch_allocator = allocator;
-  return RA_OK;
-}
-
-int ra_torch_tag(int tag) { return std::exchange(torch_tag, tag); }
-
-void* rotator_malloc(ssize_t nbytes, int device, void*) {
-  ra_allocator* allocator = torch_allocator;
-  uint64_t address = 0;
-  if (allocator == nullptr || nbytes <= 0) return nullptr;
-  const int code = ra_alloc(allocator, static_cast<size_t>(nbytes), device, torch_tag, &address, nullptr);
-  return code == RA_OK ? reinterpret_cast<void*>(address) : nullptr;
-}
-
-void rotator_free(void* address, ssize_t, int, void* stream) {
-  ra_allocator* allocator = torch_allocator;
-  if (allocator == nullptr || address == nullptr) return;
-  ra_error error{};
-  if (ra_free(allocator, reinterpret_cast<uint64_t>(address), stream, &error) != RA_OK)
-    std::fprintf(stderr, "rotator: free of %p refused: %s\n", address, error.message);
 }

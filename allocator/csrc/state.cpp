@@ -1,13 +1,34 @@
 #include "csrc/state.h"
 
+#include <algorithm>
+#include <iterator>
 #include <string>
 
 #include "csrc/error.h"
 
 namespace rotator {
 
+// The digest kernel's tiles may not straddle chunks; the simulated driver's chunks are as small as its devices.
+static std::size_t chunk_bytes(const ra_config& config, const Driver& driver) {
+  const std::size_t unit = driver.SimScale != nullptr ? 4096 : 64u << 10;
+  return round_up(std::max<std::size_t>(config.chunk_bytes, 1), unit);
+}
+
+static MasterOptions master_options(const ra_config& config, const Driver& driver) {
+  MasterOptions options;
+  options.chunk_bytes = chunk_bytes(config, driver);
+  options.use_digest = config.use_digest != 0;
+  options.host.budget_bytes = config.host_budget_bytes;
+  options.host.prefault_threads = config.prefault_threads;
+  // What one step of a prepare in the background registers: the engine's own driver calls wait for it.
+  options.host.extent_bytes = 2 * options.chunk_bytes;
+  if (config.budget_file != nullptr) options.host.shared_budget_path = config.budget_file;
+  if (config.spill_directory != nullptr) options.spill_directory = config.spill_directory;
+  return options;
+}
+
 State::State(Driver driver, const ra_config& config)
-    : driver_(driver), config_(config), arena_(config.host_budget_bytes, config.prefault_threads) {}
+    : driver_(driver), config_(config), masters_(driver_, master_options(config, driver_)) {}
 
 State::~State() {
   // Kernels may still run on what goes away now.
@@ -24,28 +45,41 @@ Device& State::device(int index) {
   return *slot;
 }
 
-Pool& State::pool(int tag, int index) {
-  if (tag < 0 || tag >= RA_TAGS) raise(RA_UNKNOWN_TAG, "unknown tag " + std::to_string(tag));
-  auto& slot = pools_[{tag, index}];
+Pool& State::open_pool(int tag, Device& on, std::size_t slab_bytes) {
+  auto& slot = pools_[{tag, on.index}];
   if (!slot) {
-    Device& on = device(index);
     ContextScope scope(on);
-    slot = std::make_unique<Pool>(on, tag, round_up(config_.slab_bytes, on.granularity));
+    slot = std::make_unique<Pool>(on, tag, round_up(slab_bytes, on.granularity));
   }
   return *slot;
 }
 
+Pool& State::pool(int tag, int index) {
+  if (tag < 0 || tag >= RA_TAGS) raise(RA_UNKNOWN_TAG, "unknown tag " + std::to_string(tag));
+  return open_pool(tag, device(index), config_.slab_bytes);
+}
+
+Pool& State::staging(Device& on) { return open_pool(kStaging, on, config_.slab_bytes); }
+
 std::vector<Pool*> State::pools_of(uint32_t tags) {
   std::vector<Pool*> found;
   for (auto& [key, pool] : pools_)
-    if (pool && (tags & bit(key.first)) != 0) found.push_back(pool.get());
+    if (pool && key.first < RA_TAGS && (tags & bit(key.first)) != 0) found.push_back(pool.get());
   return found;
 }
 
 Segment& State::find(CUdeviceptr address) {
   const auto it = segments_.find(address);
-  if (it == segments_.end()) raise(RA_FOREIGN_POINTER, "no live segment of this allocator starts at this address");
+  if (it == segments_.end() || it->second.freed)
+    raise(RA_FOREIGN_POINTER, "no live segment of this allocator starts at this address");
   return it->second;
+}
+
+Segment& State::find_around(CUdeviceptr address) {
+  auto it = segments_.upper_bound(address);
+  if (it != segments_.begin() && address < std::prev(it)->first + std::prev(it)->second.nbytes)
+    return std::prev(it)->second;
+  raise(RA_FOREIGN_POINTER, "this address lies in no segment of this allocator");
 }
 
 bool State::is_capturing(CUstream stream) const {
@@ -90,30 +124,51 @@ CUdeviceptr State::alloc(std::size_t nbytes, int index, int tag) {
   const std::size_t size = round_up(nbytes, target.device.granularity);
   const std::size_t offset = take_range(target, size);
   const CUdeviceptr address = target.address(offset);
-  segments_.emplace(address, Segment{&target, offset, nbytes, size, std::nullopt});
+  segments_.emplace(address, Segment{&target, offset, nbytes, size, next_id_++, 0, false, {}});
   return address;
 }
 
 void State::free(CUdeviceptr address, CUstream stream) {
   Segment& segment = find(address);
-  Pool& owner = *segment.pool;
-  drop_master(segment);
-  if (asleep(owner)) {
-    // Nothing is mapped, so nothing waits: the address alone goes back.
-    owner.give(segment.offset, segment.size);
+  masters_.drop(segment);
+  if (stream != nullptr && is_capturing(stream)) capturing_streams_.insert(stream);
+  const bool captured = capturing();
+  if (segment.pins != 0) {
+    segment.freed = true;
+    segment.pool->bytes_deferred += segment.size;
   } else {
-    if (stream != nullptr && is_capturing(stream)) capturing_streams_.insert(stream);
-    const bool captured = capturing();
-    freed_.push(owner, segment.offset, segment.size, captured);
-    freed_.poll(captured);
+    retire(segment, captured);
   }
-  segments_.erase(address);
   release_unused();
 }
 
-void State::drop_master(Segment& segment) {
-  if (segment.master) arena_.give(segment.master->block);
-  segment.master.reset();
+// The end of a segment: its range goes once no kernel can touch it.
+void State::retire(Segment& segment, bool captured) {
+  Pool& owner = *segment.pool;
+  if (asleep(owner)) {
+    // What sleeps is touched by nobody, so nothing waits.
+    owner.give(segment.offset, segment.size);
+  } else {
+    freed_.push(owner, segment.offset, segment.size, captured);
+    freed_.poll(captured);
+  }
+  segments_.erase(segment.address());
+}
+
+void State::pin(CUdeviceptr address) {
+  Segment& segment = find_around(address);
+  if (asleep(*segment.pool)) raise(RA_TAG_ASLEEP, "the segment is asleep: wake its tag before registering it");
+  if (segment.freed) raise(RA_FOREIGN_POINTER, "the segment at this address was freed");
+  ++segment.pins;
+}
+
+void State::unpin(CUdeviceptr address) {
+  Segment& segment = find_around(address);
+  if (segment.pins == 0) raise(RA_REGISTERED, "the segment at this address is not registered");
+  if (--segment.pins != 0 || !segment.freed) return;
+  segment.pool->bytes_deferred -= segment.size;
+  retire(segment, capturing());
+  release_unused();
 }
 
 uint64_t State::release_unused() {
@@ -131,12 +186,49 @@ uint64_t State::collect() {
   return release_unused();
 }
 
+uint64_t State::release_spare(uint64_t nbytes, uint32_t tags) {
+  uint64_t released = 0;
+  for (auto& [address, segment] : segments_) {
+    if ((tags & bit(segment.pool->tag)) == 0 || asleep(*segment.pool)) continue;
+    for (MasterChunk& chunk : segment.master) {
+      if (released >= nbytes) return released;
+      if (chunk.host) released += chunk.host->nbytes;
+      masters_.drop(chunk);
+    }
+  }
+  return released;
+}
+
 uint64_t State::release_masters(uint32_t tags) {
-  const uint64_t before = arena_.bytes_registered();
-  for (auto& [address, segment] : segments_)
-    if ((tags & bit(segment.pool->tag)) != 0 && !asleep(*segment.pool)) drop_master(segment);
-  arena_.trim();
-  return before - arena_.bytes_registered();
+  const uint64_t before = masters_.arena().bytes_registered();
+  release_spare(UINT64_MAX, tags);
+  masters_.arena().trim();
+  tell_releasable();
+  return before - masters_.arena().bytes_registered();
+}
+
+void State::tell_releasable() {
+  SharedBudget* shared = masters_.arena().shared_budget();
+  if (shared == nullptr) return;
+  uint64_t nbytes = 0;
+  for (const auto& [address, segment] : segments_) {
+    if (asleep(*segment.pool)) continue;
+    for (const MasterChunk& chunk : segment.master) nbytes += chunk.host ? chunk.host->nbytes : 0;
+  }
+  shared->set_releasable(nbytes);
+}
+
+// After this no work that was queued before can touch what these pools hold.
+void State::quiesce(const std::vector<Pool*>& pools) {
+  const bool captured = capturing();
+  if (captured) raise(RA_CAPTURING, "a graph capture is running: end it first");
+  freed_.drain(captured);
+  std::set<Device*> seen;
+  for (Pool* pool : pools) {
+    if (!seen.insert(&pool->device).second) continue;
+    ContextScope scope(pool->device);
+    RA_TRY(driver_, CtxSynchronize);
+  }
 }
 
 Segment& State::accessible(CUdeviceptr address, std::size_t offset, std::size_t nbytes) {
@@ -150,29 +242,39 @@ Segment& State::accessible(CUdeviceptr address, std::size_t offset, std::size_t 
 void State::write(CUdeviceptr address, std::size_t offset, const void* data, std::size_t nbytes) {
   Device& on = accessible(address, offset, nbytes).pool->device;
   ContextScope scope(on);
-  if (nbytes != 0) RA_TRY(driver_, MemcpyHtoDAsync, address + offset, data, nbytes, on.stream);
-  RA_TRY(driver_, StreamSynchronize, on.stream);
+  if (nbytes != 0) RA_TRY(driver_, MemcpyHtoDAsync, address + offset, data, nbytes, on.fill.get());
+  RA_TRY(driver_, StreamSynchronize, on.fill.get());
 }
 
 void State::read(CUdeviceptr address, std::size_t offset, void* data, std::size_t nbytes) {
   Device& on = accessible(address, offset, nbytes).pool->device;
   ContextScope scope(on);
-  if (nbytes != 0) RA_TRY(driver_, MemcpyDtoHAsync, data, address + offset, nbytes, on.stream);
-  RA_TRY(driver_, StreamSynchronize, on.stream);
+  if (nbytes != 0) RA_TRY(driver_, MemcpyDtoHAsync, data, address + offset, nbytes, on.fill.get());
+  RA_TRY(driver_, StreamSynchronize, on.fill.get());
 }
 
 std::vector<ra_usage> State::usage() const {
   std::map<const Pool*, ra_usage> rows;
   for (const auto& [key, pool] : pools_) {
-    if (!pool) continue;
-    ra_usage row{key.first, key.second, asleep(*pool), 0, 0, pool->bytes_mapped(), pool->bytes_deferred, 0};
+    if (!pool || (key.first == kStaging && pool->bytes_held() == 0)) continue;
+    ra_usage row{};
+    row.tag = key.first;
+    row.device = key.second;
+    row.asleep = asleep(*pool);
+    row.bytes_mapped = pool->bytes_held();
+    row.bytes_peak = pool->bytes_peak();
+    row.bytes_deferred = pool->bytes_deferred;
     rows.emplace(pool.get(), row);
   }
   for (const auto& [address, segment] : segments_) {
     ra_usage& row = rows.at(segment.pool);
+    for (const MasterChunk& chunk : segment.master) {
+      row.bytes_masters += chunk.host ? chunk.host->nbytes : 0;
+      row.bytes_spilled += chunk.disk ? chunk.disk->nbytes : 0;
+    }
+    if (segment.freed) continue;
     row.segments += 1;
     row.bytes_allocated += segment.nbytes;
-    if (segment.master) row.bytes_masters += segment.master->block.nbytes;
   }
   std::vector<ra_usage> all;
   for (const auto& [pool, row] : rows) all.push_back(row);
@@ -188,7 +290,10 @@ void State::device_memory(int index, uint64_t& free, uint64_t& total) {
 }
 
 ra_host_usage State::host_usage() const {
-  return {arena_.bytes_registered(), arena_.bytes_used(), arena_.bytes_budget()};
+  const HostUsage host = masters_.arena().usage();
+  const SpillStore* spill = masters_.spill();
+  const uint64_t spilled = spill != nullptr ? spill->bytes_used() : 0;
+  return {host.bytes_registered, host.bytes_used, host.bytes_budget, host.bytes_shared_used, host.bytes_limit, spilled};
 }
 
 }  // namespace rotator

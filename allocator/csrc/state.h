@@ -7,14 +7,21 @@
 #include <utility>
 #include <vector>
 
+#include "csrc/api.h"
 #include "csrc/fence.h"
-#include "csrc/host.h"
-#include "csrc/segments.h"
+#include "csrc/masters.h"
 
 namespace rotator {
 
 constexpr uint32_t kAllTags = (1u << RA_TAGS) - 1;
+constexpr int kStaging = RA_TAGS;  // the pool of scratch memory, beside the tags'
 constexpr uint32_t bit(int tag) { return 1u << tag; }
+
+// Mapped memory of one pool, whole slots.
+struct Run {
+  Pool* pool;
+  Range range;
+};
 
 class State {
  public:
@@ -23,65 +30,70 @@ class State {
 
   CUdeviceptr alloc(std::size_t nbytes, int device, int tag);
   void free(CUdeviceptr address, CUstream stream);
+  void pin(CUdeviceptr address);
+  void unpin(CUdeviceptr address);
   void write(CUdeviceptr address, std::size_t offset, const void* data, std::size_t nbytes);
   void read(CUdeviceptr address, std::size_t offset, void* data, std::size_t nbytes);
 
-  void sleep(uint32_t tags, uint32_t offload, bool strict, ra_report& report);
+  // bytes_wanted 0: all of it.
+  void sleep(uint32_t tags, uint32_t offload, bool strict, uint64_t bytes_wanted, ra_report& report);
   void wake(uint32_t tags, bool strict, ra_report& report);
   void prepare(uint32_t tags, ra_report& report);
   uint64_t release_masters(uint32_t tags);
+  // Masters of awake tags, at least `nbytes` of them if there are so many. Returns bytes.
+  uint64_t release_spare(uint64_t nbytes, uint32_t tags);
   uint64_t collect();
   void capture(bool begin);
+  bool capturing();
 
   std::vector<ra_usage> usage() const;
   ra_host_usage host_usage() const;
   void device_memory(int index, uint64_t& free, uint64_t& total);
   uint32_t asleep_tags() const { return asleep_; }
 
- private:
-  struct Copy {
-    Segment* segment;
-    bool fresh;  // the block was taken for this copy
-  };
+  // For the background: it holds the mutex too whenever it calls these.
+  const Driver& driver() const { return driver_; }
+  Masters& masters() { return masters_; }
+  Segments& segments() { return segments_; }
+  Pool& staging(Device& on);
+  bool asleep(const Pool& pool) const { return (asleep_ & bit(pool.tag)) != 0; }
+  void tell_releasable();
 
+ private:
   Device& device(int index);
   Pool& pool(int tag, int index);
+  Pool& open_pool(int tag, Device& on, std::size_t slab_bytes);
   std::vector<Pool*> pools_of(uint32_t tags);
   Segment& find(CUdeviceptr address);
+  Segment& find_around(CUdeviceptr address);
   Segment& accessible(CUdeviceptr address, std::size_t offset, std::size_t nbytes);
-  bool asleep(const Pool& pool) const { return (asleep_ & bit(pool.tag)) != 0; }
   bool is_capturing(CUstream stream) const;
-  bool capturing();
-  void drop_master(Segment& segment);
+  void retire(Segment& segment, bool captured);
   uint64_t release_unused();
   std::size_t take_range(Pool& target, std::size_t size);
-
-  // masters.cpp
-  void quiesce(uint32_t tags);
-  void take_masters(uint32_t tags, ra_report& report);
-  std::vector<Copy> plan_copies(uint32_t tags, ra_report& report);
-  void reserve_blocks(std::vector<Copy>& copies);
-  void run_copies(const std::vector<Copy>& copies, ra_report& report);
-  bool unchanged(const Segment& segment) const;
+  void quiesce(const std::vector<Pool*>& pools);
 
   // sleep.cpp
-  void unmap_all(const std::vector<Pool*>& pools);
+  void refuse_pinned(const std::vector<Pool*>& pools) const;
+  void add_chunks(const Run& run, std::vector<ChunkRun>& found);
+  void take_masters(const std::vector<Run>& runs, uint32_t offload, ra_report& report);
+  void unmap_all(const std::vector<Pool*>& pools, const std::vector<Run>& runs);
   void release_all(const std::vector<Pool*>& pools, ra_report& report);
+  void drop_discarded(uint32_t tags, ra_report& report);
 
   // wake.cpp
   void restore(const std::vector<Pool*>& pools, Journal& journal, ra_report& report);
-  void restore_segment(Segment& segment, ra_report& report);
-  void synchronize(const std::vector<Pool*>& pools);
 
   const Driver driver_;
   const ra_config config_;
   uint32_t asleep_ = 0;
-  unsigned captures_ = 0;                  // brackets told by the caller
-  std::set<CUstream> capturing_streams_;   // met in a free
+  uint64_t next_id_ = 1;
+  unsigned captures_ = 0;                 // brackets told by the caller
+  std::set<CUstream> capturing_streams_;  // met in a free
   // Destroyed bottom up: fences and masters need pools, pools need their device.
   std::map<int, std::unique_ptr<Device>> devices_;
   std::map<std::pair<int, int>, std::unique_ptr<Pool>> pools_;  // by tag and device
-  HostArena arena_;
+  Masters masters_;
   Segments segments_;
   FreeQueue freed_;
 };

@@ -18,28 +18,67 @@ static CUmemAllocationProp allocation_prop(const Driver& driver, CUdevice device
   return prop;
 }
 
-Device::Device(const Driver& table, int number) : driver(table), index(number) {
+void Stream::open(const Driver& driver, int priority) {
+  RA_TRY(driver, StreamCreateWithPriority, &stream_, CU_STREAM_NON_BLOCKING, priority);
+  driver_ = &driver;
+}
+
+void Stream::close() noexcept {
+  if (stream_ != nullptr) driver_->StreamDestroy(stream_);
+  stream_ = nullptr;
+}
+
+Device::Device(const Driver& table, int number) : driver(table), index(number), digest(driver), copy_kernel(driver) {
   RA_TRY(driver, DeviceGet, &handle, number);
   RA_TRY(driver, DeviceTotalMem, &total_bytes, handle);
   prop = allocation_prop(driver, handle);
   numa_node = attribute(driver, handle, CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID, -1);
+  unified = attribute(driver, handle, CU_DEVICE_ATTRIBUTE_INTEGRATED, 0) != 0;
   RA_TRY(driver, DevicePrimaryCtxRetain, &context, handle);
   try {
-    ContextScope scope(*this);
-    RA_TRY(driver, MemGetAllocationGranularity, &granularity, &prop, CU_MEM_ALLOC_GRANULARITY_MINIMUM);
-    RA_TRY(driver, StreamCreate, &stream, CU_STREAM_NON_BLOCKING);
+    open();
   } catch (...) {
-    driver.DevicePrimaryCtxRelease(handle);
+    close();
     throw;
   }
 }
 
-Device::~Device() {
+Device::~Device() { close(); }
+
+void Device::open() {
+  ContextScope scope(*this);
+  RA_TRY(driver, MemGetAllocationGranularity, &granularity, &prop, CU_MEM_ALLOC_GRANULARITY_MINIMUM);
+  int lowest = 0, highest = 0;
+  RA_TRY(driver, CtxGetStreamPriorityRange, &lowest, &highest);
+  for (Stream& stream : copies) stream.open(driver, highest);
+  fill.open(driver, highest);
+  disk.open(driver, highest);
+  background.open(driver, lowest);
+  digest.load();
+  if (attribute(driver, handle, CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM, 0) != 0)
+    copy_kernel.load();
+}
+
+void Device::close() noexcept {
   {
     QuietContext scope(*this);
-    driver.StreamDestroy(stream);
+    for (Stream& stream : copies) stream.close();
+    fill.close();
+    disk.close();
+    digest.unload();
+    copy_kernel.unload();
+    background.close();
   }
   driver.DevicePrimaryCtxRelease(handle);
+}
+
+void Device::finish() const {
+  for (const Stream* stream : used()) RA_TRY(driver, StreamSynchronize, stream->get());
+}
+
+void Device::settle() const noexcept {
+  QuietContext scope(*this);
+  for (const Stream* stream : used()) driver.StreamSynchronize(stream->get());
 }
 
 std::size_t Device::bytes_free() const {

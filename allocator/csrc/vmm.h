@@ -2,15 +2,36 @@
 // device bytes. What is fallible to give back says so; destructors try once and keep quiet.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <utility>
 
 #include "csrc/driver.h"
 #include "csrc/error.h"
+#include "csrc/kernels.h"
 
 namespace rotator {
 
-// One device as this process sees it: its primary context (torch's too), our copy stream, its sizes.
+// A stream of our own in a device's context.
+class Stream {
+ public:
+  Stream() = default;
+  ~Stream() { close(); }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  void open(const Driver& driver, int priority);
+  void close() noexcept;
+  CUstream get() const { return stream_; }
+
+ private:
+  const Driver* driver_ = nullptr;
+  CUstream stream_ = nullptr;
+};
+
+constexpr int kCopyStreams = 2;
+
+// One device as this process sees it: its primary context (torch's too), our streams, its sizes.
 class Device {
  public:
   Device(const Driver& driver, int index);
@@ -19,16 +40,31 @@ class Device {
   Device& operator=(const Device&) = delete;
 
   std::size_t bytes_free() const;
+  // Waits for all of our streams but the background's, with the context current. Throws Error: the driver's.
+  void finish() const;
+  // The same on the way out of a failure, where the refusal was told already.
+  void settle() const noexcept;
 
   const Driver& driver;
   int index;
   CUdevice handle = 0;
   CUcontext context = nullptr;
-  CUstream stream = nullptr;
+  Stream copies[kCopyStreams];
+  Stream fill;        // zeroing and digests, beside the copies
+  Stream disk;        // copies of masters that come from the spill directory
+  Stream background;  // the lowest priority: masters taken while the engine serves
+  DigestKernel digest;
+  CopyKernel copy_kernel;  // loaded only where kernels can read registered host memory
   std::size_t total_bytes = 0;
   std::size_t granularity = 0;
   int numa_node = -1;
+  bool unified = false;  // device and host bytes are the same RAM
   CUmemAllocationProp prop{};
+
+ private:
+  void open();
+  void close() noexcept;
+  std::array<const Stream*, kCopyStreams + 2> used() const { return {&copies[0], &copies[1], &fill, &disk}; }
 };
 
 class ContextScope {
@@ -77,6 +113,7 @@ class Allocation {
   Allocation(const Device& device, std::size_t nbytes);
   ~Allocation() { release(); }
   Allocation(Allocation&& other) noexcept : driver_(other.driver_), handle_(std::exchange(other.handle_, 0)) {}
+  Allocation& operator=(Allocation&&) = delete;
   Allocation(const Allocation&) = delete;
   Allocation& operator=(const Allocation&) = delete;
 

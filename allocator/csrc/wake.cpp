@@ -1,58 +1,56 @@
 // Wake: create, map, give access, copy back; every step in a journal, nothing marked awake before all copies ended.
-#include <set>
+#include <algorithm>
+#include <list>
 
 #include "csrc/clock.h"
 #include "csrc/error.h"
+#include "csrc/restore.h"
 #include "csrc/state.h"
 
 namespace rotator {
 
-// Slots of one pool that a live segment needs, as runs.
-static void back_used(Pool& pool, Journal& journal) {
-  for (std::size_t i = 0; i < pool.slots.size();) {
-    std::size_t end = i;
-    while (end < pool.slots.size() && pool.slots[end].bytes_used != 0) ++end;
-    if (end > i) pool.back(i, end, journal);
-    i = end + 1;
-  }
-}
+// So many slabs are mapped before copies into them are queued: the first copies start early, and each batch is large
+// enough that mapping the next one is over long before.
+static constexpr std::size_t kSlabsPerStep = 16;
 
-void State::restore_segment(Segment& segment, ra_report& report) {
-  Pool& pool = *segment.pool;
-  // Only a sleep that could not be rolled back leaves bytes behind their handles.
-  if (pool.intact(segment.offset, segment.size)) return;
-  if (segment.master && segment.master->complete) {
-    RA_TRY(driver_, MemcpyHtoDAsync, segment.address(), segment.master->block.data(), segment.nbytes,
-           pool.device.stream);
-    report.bytes_copied += segment.nbytes;
-    return;
+// Content for what `range` of the pool lacks.
+static void fill(const Segments& segments, const Pool& pool, Range range, Restore& restore) {
+  for (const Range& stale : pool.stale(range)) {
+    auto it = segments.upper_bound(pool.address(stale.begin));
+    if (it != segments.begin() && std::prev(it)->second.pool == &pool) --it;
+    for (; it != segments.end() && it->first < pool.address(stale.end); ++it) {
+      const bool touched = !intersection(it->second.range(), stale).empty();
+      if (it->second.pool == &pool && touched) restore.add(it->second, stale);
+    }
   }
-  // Discarded pages must not come back with what another process left in them.
-  RA_TRY(driver_, MemsetD8Async, segment.address(), 0, segment.size, pool.device.stream);
-  report.bytes_discarded += segment.nbytes;
+  restore.flush();
 }
 
 // Pools come in tag order, weights first, so their copies run while the other tags are being mapped.
 void State::restore(const std::vector<Pool*>& pools, Journal& journal, ra_report& report) {
+  std::list<Restore> restores;
+  std::map<Device*, Restore*> by_device;
   for (Pool* pool : pools) {
     ContextScope scope(pool->device);
-    const Stopwatch mapping;
-    back_used(*pool, journal);
-    report.map_seconds += mapping.seconds();
-    for (auto& [address, segment] : segments_)
-      if (segment.pool == pool) restore_segment(segment, report);
+    Restore*& restore = by_device[&pool->device];
+    if (restore == nullptr) restore = &restores.emplace_back(pool->device, masters_, report);
+    const std::size_t step = kSlabsPerStep * pool->slab_bytes;
+    for (Range live : pool->live()) {
+      for (; !live.empty(); live.begin += step) {
+        const Range part{live.begin, std::min(live.end, live.begin + step)};
+        const Stopwatch mapping;
+        pool->back(part, false, journal);
+        report.map_seconds += mapping.seconds();
+        fill(segments_, *pool, part, *restore);
+      }
+    }
   }
-  synchronize(pools);
+  for (auto& [on, restore] : by_device) {
+    ContextScope scope(*on);
+    restore->finish();
+    on->finish();
+  }
   report.bytes_device = journal.bytes_created();
-}
-
-void State::synchronize(const std::vector<Pool*>& pools) {
-  std::set<Device*> seen;
-  for (Pool* pool : pools) {
-    if (!seen.insert(&pool->device).second) continue;
-    ContextScope scope(pool->device);
-    RA_TRY(driver_, StreamSynchronize, pool->device.stream);
-  }
 }
 
 static uint64_t bytes_wanted_on(const std::vector<Pool*>& pools, const Device& device) {
@@ -74,7 +72,7 @@ static void explain(Error& error, const std::vector<Pool*>& pools) {
 void State::wake(uint32_t tags, bool strict, ra_report& report) {
   if ((tags & ~kAllTags) != 0 || tags == 0) raise(RA_UNKNOWN_TAG, "unknown tag, or no tag at all");
   const uint32_t asleep_now = tags & asleep_;
-  if (asleep_now == 0 || (strict && asleep_now != tags)) raise(RA_NOT_ASLEEP, "not asleep");
+  if (asleep_now == 0 || (strict && asleep_now != tags)) raise(RA_NOT_ASLEEP, "a tag named is not asleep: there is nothing to wake");
   if (capturing()) raise(RA_CAPTURING, "a graph capture is running: end it first");
   const Stopwatch watch;
   const std::vector<Pool*> pools = pools_of(asleep_now);
@@ -83,13 +81,14 @@ void State::wake(uint32_t tags, bool strict, ra_report& report) {
     restore(pools, journal, report);
   } catch (Error& error) {
     // Copies in flight must end before their pages go.
-    for (const Pool* pool : pools) driver_.StreamSynchronize(pool->device.stream);
+    for (const Pool* pool : pools) pool->device.settle();
     journal.undo();
     if (error.code == RA_OUT_OF_MEMORY) explain(error, pools);
     throw;
   }
   journal.commit();
   asleep_ &= ~asleep_now;
+  tell_releasable();
   report.copy_seconds = watch.seconds() - report.map_seconds;
   report.seconds = watch.seconds();
 }

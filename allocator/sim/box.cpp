@@ -70,6 +70,9 @@ static BoxConfig read_config(const std::string& path) {
     if (key == "memory_bytes") config.memory_bytes = std::stoull(value);
     if (key == "scale") config.scale = std::stoull(value);
     if (key == "copy_gib_s") config.copy_gib_s = std::stod(value);
+    if (key == "device_gib_s") config.device_gib_s = std::stod(value);
+    if (key == "clear_gib_s") config.clear_gib_s = std::stod(value);
+    if (key == "integrated") config.integrated = value == "1";
     if (key == "context_bytes") config.context_bytes = std::stoull(value);
     if (key == "capability_major") config.capability_major = std::stoi(value);
     if (key == "capability_minor") config.capability_minor = std::stoi(value);

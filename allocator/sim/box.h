@@ -27,6 +27,9 @@ struct BoxConfig {
   uint64_t memory_bytes = 0;   // shown, one device
   uint64_t scale = 1;
   double copy_gib_s = 0;       // shown, one direction of one device's link; 0: as fast as the host copies
+  double device_gib_s = 0;     // shown, copies and fills within a device; 0: as fast as the host's
+  double clear_gib_s = 0;      // shown, the copy engine's clearing of memory that was given back; 0: at once
+  bool integrated = false;     // device memory and pinned host memory come out of one pool
   uint64_t context_bytes = 0;  // shown, taken by each process that opens a device
   int capability_major = 12;
   int capability_minor = 0;

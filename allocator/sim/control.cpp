@@ -46,6 +46,15 @@ SIM_EXPORT uint64_t rotatorSimBytes(int index, int own) {
   return 0;
 }
 
+// Of this process's device memory, what a network card could register.
+SIM_EXPORT uint64_t rotatorSimRdmaBytes() {
+  Sim& s = ::sim::sim();
+  const Lock lock(s.mutex);
+  uint64_t nbytes = 0;
+  for (const auto& [name, handle] : s.handles) nbytes += handle.rdma ? handle.nbytes : 0;
+  return nbytes;
+}
+
 SIM_EXPORT uint64_t rotatorSimRegisteredBytes() {
   Sim& s = ::sim::sim();
   const Lock lock(s.mutex);

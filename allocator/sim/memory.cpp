@@ -68,6 +68,7 @@ static void forget_when_unused(CUmemGenericAllocationHandle name) {
   fallocate(memory.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(handle.offset),
             static_cast<off_t>(handle.nbytes));
   memory.ranges.give(handle.offset, handle.nbytes);
+  engine_clears(handle.device, handle.nbytes);
   s.box->give(handle.device, handle.nbytes);
   s.handles.erase(name);
 }
@@ -86,6 +87,53 @@ static bool overlaps_mapping(CUdeviceptr address, std::size_t nbytes) {
   if (it == s.mappings.begin()) return false;
   --it;
   return it->first + it->second.nbytes > address;
+}
+
+CUresult create_memory(int device, std::size_t nbytes, bool rdma, CUmemGenericAllocationHandle& handle) {
+  Sim& s = sim();
+  SIM_CHECK(s.box->take(device, nbytes), CUDA_ERROR_OUT_OF_MEMORY);
+  Physical& memory = physical(device);
+  const auto offset = memory.ranges.take(nbytes);
+  if (!offset || memory.fd < 0) {
+    s.box->give(device, nbytes);
+    return CUDA_ERROR_OUT_OF_MEMORY;
+  }
+  fill_with_garbage(memory.fd, *offset, nbytes);
+  handle = s.next_handle++;
+  s.handles.emplace(handle, Handle{device, *offset, nbytes, rdma});
+  return CUDA_SUCCESS;
+}
+
+void release_memory(CUmemGenericAllocationHandle handle) {
+  sim().handles.at(handle).released = true;
+  forget_when_unused(handle);
+}
+
+CUresult map_memory(CUdeviceptr address, CUmemGenericAllocationHandle name) {
+  Handle& handle = sim().handles.at(name);
+  void* mapped = mmap(at(address), handle.nbytes, PROT_NONE, MAP_SHARED | MAP_FIXED, physical(handle.device).fd,
+                      static_cast<off_t>(handle.offset));
+  SIM_CHECK(mapped != MAP_FAILED, CUDA_ERROR_OUT_OF_MEMORY);
+  ++handle.mappings;
+  sim().mappings.emplace(address, MappedRange{handle.nbytes, name, false});
+  return CUDA_SUCCESS;
+}
+
+void unmap_memory(CUdeviceptr start) {
+  Sim& s = sim();
+  const MappedRange range = s.mappings.at(start);
+  mmap(at(start), range.nbytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  s.mappings.erase(start);
+  --s.handles.at(range.handle).mappings;
+  forget_when_unused(range.handle);
+}
+
+void open_memory(const std::vector<CUdeviceptr>& whole) {
+  for (const CUdeviceptr start : whole) {
+    MappedRange& range = sim().mappings.at(start);
+    mprotect(at(start), range.nbytes, PROT_READ | PROT_WRITE);
+    range.access = true;
+  }
 }
 
 // The mappings that make up exactly this range; empty when it cuts one or leaves a gap.
@@ -140,26 +188,14 @@ SIM_EXPORT CUresult cuMemCreate(CUmemGenericAllocationHandle* handle, std::size_
             CUDA_ERROR_INVALID_VALUE);
   SIM_CHECK(prop->location.id >= 0 && prop->location.id < static_cast<int>(s.visible.size()),
             CUDA_ERROR_INVALID_DEVICE);
-  const int device = s.visible[prop->location.id];
-  SIM_CHECK(s.box->take(device, nbytes), CUDA_ERROR_OUT_OF_MEMORY);
-  Physical& memory = physical(device);
-  const auto offset = memory.ranges.take(nbytes);
-  if (!offset || memory.fd < 0) {
-    s.box->give(device, nbytes);
-    return CUDA_ERROR_OUT_OF_MEMORY;
-  }
-  fill_with_garbage(memory.fd, *offset, nbytes);
-  *handle = s.next_handle++;
-  s.handles.emplace(*handle, Handle{device, *offset, nbytes});
-  return CUDA_SUCCESS;
+  return create_memory(s.visible[prop->location.id], nbytes, prop->allocFlags.gpuDirectRDMACapable != 0, *handle);
 }
 
 SIM_EXPORT CUresult cuMemRelease(CUmemGenericAllocationHandle handle) {
   SIM_CALL("cuMemRelease");
   const auto found = s.handles.find(handle);
   SIM_CHECK(found != s.handles.end() && !found->second.released, CUDA_ERROR_INVALID_VALUE);
-  found->second.released = true;
-  forget_when_unused(handle);
+  release_memory(handle);
   return CUDA_SUCCESS;
 }
 
@@ -171,12 +207,7 @@ SIM_EXPORT CUresult cuMemMap(CUdeviceptr address, std::size_t nbytes, std::size_
   SIM_CHECK(offset == 0 && nbytes == found->second.nbytes, CUDA_ERROR_INVALID_VALUE);
   SIM_CHECK(address % granularity() == 0 && reserved(address, nbytes), CUDA_ERROR_INVALID_VALUE);
   SIM_CHECK(!overlaps_mapping(address, nbytes), CUDA_ERROR_INVALID_VALUE);
-  void* mapped = mmap(at(address), nbytes, PROT_NONE, MAP_SHARED | MAP_FIXED, physical(found->second.device).fd,
-                      static_cast<off_t>(found->second.offset));
-  SIM_CHECK(mapped != MAP_FAILED, CUDA_ERROR_OUT_OF_MEMORY);
-  ++found->second.mappings;
-  s.mappings.emplace(address, MappedRange{nbytes, handle, false});
-  return CUDA_SUCCESS;
+  return map_memory(address, handle);
 }
 
 SIM_EXPORT CUresult cuMemSetAccess(CUdeviceptr address, std::size_t nbytes, const CUmemAccessDesc* access,
@@ -185,8 +216,7 @@ SIM_EXPORT CUresult cuMemSetAccess(CUdeviceptr address, std::size_t nbytes, cons
   SIM_CHECK(count == 1 && access->flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE, CUDA_ERROR_INVALID_VALUE);
   const auto whole = whole_mappings(address, nbytes);
   SIM_CHECK(!whole.empty(), CUDA_ERROR_INVALID_VALUE);
-  mprotect(at(address), nbytes, PROT_READ | PROT_WRITE);
-  for (const CUdeviceptr start : whole) s.mappings.at(start).access = true;
+  open_memory(whole);
   return CUDA_SUCCESS;
 }
 
@@ -197,12 +227,6 @@ SIM_EXPORT CUresult cuMemUnmap(CUdeviceptr address, std::size_t nbytes) {
   // What is running there meets unmapped memory now; what is queued finds out when its turn comes.
   pump();
   if (running_on(address, nbytes)) s.sticky = CUDA_ERROR_ILLEGAL_ADDRESS;
-  mmap(at(address), nbytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-  for (const CUdeviceptr start : whole) {
-    const auto handle = s.mappings.at(start).handle;
-    s.mappings.erase(start);
-    --s.handles.at(handle).mappings;
-    forget_when_unused(handle);
-  }
+  for (const CUdeviceptr start : whole) unmap_memory(start);
   return CUDA_SUCCESS;
 }

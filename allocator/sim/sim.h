@@ -1,10 +1,12 @@
 // The simulated driver's state in one process: contexts, mappings, streams and their virtual time, one mutex for all.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <functional>
+#include <list>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -23,24 +25,53 @@ struct CUctx_st {
   int references = 0;
 };
 
+namespace sim {
+// One recording of an event. A wait or a query is for the latest one at that moment, whatever is recorded after.
+struct Mark {
+  unsigned pending = 0;  // streams that have not come to it
+};
+}  // namespace sim
+
+struct CUmod_st {
+  int device;
+  std::string text;  // PTX
+};
+
+struct CUfunc_st {
+  CUmodule module;
+  std::string name;
+};
+
 struct CUevent_st {
-  unsigned pending = 0;
+  int device;
+  std::shared_ptr<sim::Mark> latest = std::make_shared<sim::Mark>();
 };
 
 namespace sim {
 
 using Clock = std::chrono::steady_clock;
 
+struct Span {
+  CUdeviceptr address = 0;
+  std::size_t nbytes = 0;
+  bool meets(CUdeviceptr other, std::size_t other_nbytes) const {
+    return address < other + other_nbytes && other < address + nbytes;
+  }
+};
+
 // Work in a stream: it starts when what it waits for is done and its link is free, lasts its cost, and takes effect at
 // its end. Nothing runs by itself: whoever asks the driver anything pumps what is due.
 struct Op {
   std::function<CUresult()> effect;
-  CUdeviceptr address = 0;  // the device memory that it touches while it runs
-  std::size_t nbytes = 0;
+  std::function<CUresult()> begun;   // what it has done when it has only started; a copy has then moved one half
+  std::function<CUresult()> always;  // what it does while it runs, each time that anybody looks
+  std::array<Span, 2> touches{};     // the device memory that it touches while it runs
+  Span host{};                       // the host memory, which the driver may reach until it ends
   Clock::duration cost{};
   Clock::time_point* link = nullptr;    // the direction of a device's link that it occupies
+  Clock::time_point* clearing = nullptr;  // until when the engine that it needs has memory to clear besides
   bool held = false;                    // a kernel that waits for rotatorSimRelease
-  std::shared_ptr<CUevent_st> awaited;  // started only when this event is done
+  std::shared_ptr<Mark> awaited;        // started only when this is done
   Clock::time_point queued_at{};
   Clock::time_point done_at{};
   bool started = false;
@@ -50,6 +81,7 @@ struct Op {
 
 struct CUstream_st {
   int device;
+  int priority = 0;  // lower goes first
   std::deque<sim::Op> ops;
   sim::Clock::time_point ready_at{};
   bool capturing = false;
@@ -68,6 +100,7 @@ struct Handle {
   int device;
   std::size_t offset;
   std::size_t nbytes;
+  bool rdma = false;
   unsigned mappings = 0;
   bool released = false;
 };
@@ -92,10 +125,16 @@ struct Sim {
   std::map<CUmemGenericAllocationHandle, Handle> handles;
   CUmemGenericAllocationHandle next_handle = 1;
   std::map<const char*, std::size_t> registered;
+  std::map<CUdeviceptr, std::size_t> plain;   // cuMemAlloc
+  std::map<void*, std::size_t> pinned;        // cuMemHostAlloc; also in `registered`
   std::set<CUstream> streams;
+  std::vector<CUstream> by_priority;  // the same ones
   std::map<int, CUstream> default_streams;
-  std::map<CUevent, std::shared_ptr<CUevent_st>> events;
-  std::map<int, std::array<Clock::time_point, 2>> links;  // to the device, to the host
+  std::map<CUevent, std::unique_ptr<CUevent_st>> events;
+  std::list<std::unique_ptr<CUmod_st>> modules;
+  std::list<std::unique_ptr<CUfunc_st>> functions;
+  std::map<int, std::array<Clock::time_point, 3>> links;  // copies to the device, to the host; kernels that read the host
+  std::map<int, Clock::time_point> clearing;  // by device: the engine that copies to it
   bool hold = false;
 };
 
@@ -105,12 +144,24 @@ using Lock = std::unique_lock<std::mutex>;
 // memory.cpp
 std::size_t granularity();
 bool accessible(CUdeviceptr address, std::size_t nbytes);
+CUresult create_memory(int device, std::size_t nbytes, bool rdma, CUmemGenericAllocationHandle& handle);
+void release_memory(CUmemGenericAllocationHandle handle);
+CUresult map_memory(CUdeviceptr address, CUmemGenericAllocationHandle handle);
+void open_memory(const std::vector<CUdeviceptr>& mappings);
+void unmap_memory(CUdeviceptr mapping);
+// copies.cpp
+constexpr int kToDevice = 0, kToHost = 1, kByKernel = 2;  // of `links`
+Clock::duration link_time(std::size_t nbytes);
+Clock::duration device_time(std::size_t nbytes);
+bool is_registered(const void* data, std::size_t nbytes);
+void engine_clears(int device, std::size_t nbytes);
 // streams.cpp: all under the mutex
 CUcontext current();
 CUstream stream_or_default(CUstream stream);
 CUresult enqueue(CUstream stream, Op op);
 bool pump();
 bool running_on(CUdeviceptr address, std::size_t nbytes);
+bool queued_with_host(const void* data, std::size_t nbytes);
 CUresult wait_for(Lock& lock, const std::function<bool()>& done);
 CUresult break_captures();
 

@@ -16,12 +16,25 @@ static thread_local std::vector<CUcontext> context_stack;
 
 CUcontext current() { return context_stack.empty() ? nullptr : context_stack.back(); }
 
+constexpr int kPriorityLeast = 0, kPriorityGreatest = -5;
+
+static CUstream make_stream(int priority) {
+  Sim& s = sim();
+  CUstream stream = new CUstream_st;
+  stream->device = current()->device;
+  stream->priority = std::clamp(priority, kPriorityGreatest, kPriorityLeast);
+  s.streams.insert(stream);
+  auto later = [](int mine, CUstream other) { return mine < other->priority; };
+  s.by_priority.insert(std::upper_bound(s.by_priority.begin(), s.by_priority.end(), stream->priority, later), stream);
+  return stream;
+}
+
 CUstream stream_or_default(CUstream stream) {
   Sim& s = sim();
   if (stream != nullptr) return s.streams.count(stream) != 0 ? stream : nullptr;
   if (current() == nullptr) return nullptr;
   CUstream& legacy = s.default_streams[current()->device];
-  if (legacy == nullptr) legacy = *s.streams.insert(new CUstream_st{current()->device, {}}).first;
+  if (legacy == nullptr) legacy = make_stream(0);
   return legacy;
 }
 
@@ -38,6 +51,12 @@ static bool may_start(const Op& op) {
   return !op.awaited || op.awaited->pending == 0;
 }
 
+static CUresult run(const std::function<CUresult()>& part) {
+  const CUresult result = part ? part() : CUDA_SUCCESS;
+  if (result != CUDA_SUCCESS) sim().sticky = result;
+  return result;
+}
+
 static void start(CUstream_st& stream, Op& op) {
   op.started = true;
   Clock::time_point from = std::max(op.queued_at, stream.ready_at);
@@ -45,7 +64,12 @@ static void start(CUstream_st& stream, Op& op) {
   if (op.held || op.awaited) from = Clock::now();
   if (op.link != nullptr) from = std::max(from, *op.link);
   op.done_at = from + op.cost;
+  // The engine takes turns: a small copy waits for a turn of clearing, a large one for as long again as it lasts itself.
+  constexpr std::chrono::milliseconds kTurn{2};
+  if (op.clearing != nullptr && *op.clearing > from)
+    op.done_at += std::min<Clock::duration>(*op.clearing - from, std::max<Clock::duration>(kTurn, op.cost));
   if (op.link != nullptr) *op.link = op.done_at;
+  run(op.begun);
 }
 
 // Runs the front of one stream when its time has come.
@@ -54,9 +78,9 @@ static bool step(CUstream_st& stream, Clock::time_point now) {
   Op& op = stream.ops.front();
   if (!op.started && !may_start(op)) return false;
   if (!op.started) start(stream, op);
+  run(op.always);
   if (op.done_at > now) return false;
-  const CUresult result = op.effect ? op.effect() : CUDA_SUCCESS;
-  if (result != CUDA_SUCCESS) sim().sticky = result;
+  run(op.effect);
   stream.ready_at = op.done_at;
   stream.ops.pop_front();
   return true;
@@ -66,7 +90,7 @@ bool pump() {
   bool any = false;
   for (bool progress = true; progress;) {
     progress = false;
-    for (CUstream stream : sim().streams) progress |= step(*stream, Clock::now());
+    for (CUstream stream : sim().by_priority) progress |= step(*stream, Clock::now());
     any |= progress;
   }
   if (any) sim().changed.notify_all();
@@ -77,8 +101,18 @@ bool running_on(CUdeviceptr address, std::size_t nbytes) {
   for (CUstream stream : sim().streams) {
     if (stream->ops.empty()) continue;
     const Op& op = stream->ops.front();
-    if (op.started && op.address < address + nbytes && address < op.address + op.nbytes) return true;
+    auto meets = [&](const Span& span) { return span.meets(address, nbytes); };
+    if (op.started && std::any_of(op.touches.begin(), op.touches.end(), meets)) return true;
   }
+  return false;
+}
+
+// Also what has not started: once queued, nobody can call it back.
+bool queued_with_host(const void* data, std::size_t nbytes) {
+  const auto address = reinterpret_cast<CUdeviceptr>(data);
+  for (CUstream stream : sim().streams)
+    for (const Op& op : stream->ops)
+      if (op.host.meets(address, nbytes)) return true;
   return false;
 }
 
@@ -103,8 +137,11 @@ CUresult wait_for(Lock& lock, const std::function<bool()>& done) {
   }
 }
 
+static thread_local int capture_mode = 0;  // global; 1: this thread's captures alone; 2: none, at its own risk
+
 // A call that a capture forbids answers so and spoils every capture of the process.
 CUresult break_captures() {
+  if (capture_mode == kCaptureModeRelaxed) return CUDA_SUCCESS;
   bool capturing = false;
   for (CUstream stream : sim().streams) {
     if (!stream->capturing) continue;
@@ -114,15 +151,17 @@ CUresult break_captures() {
   return capturing ? CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED : CUDA_SUCCESS;
 }
 
-static Op marker(const std::shared_ptr<CUevent_st>& event) {
-  ++event->pending;
+static Op marker(const std::shared_ptr<Mark>& mark) {
+  ++mark->pending;
   Op op;
-  op.effect = [event] {
-    --event->pending;
+  op.effect = [mark] {
+    --mark->pending;
     return CUDA_SUCCESS;
   };
   return op;
 }
+
+static std::shared_ptr<Mark> record(CUevent event) { return event->latest = std::make_shared<Mark>(); }
 
 }  // namespace sim
 
@@ -166,10 +205,25 @@ SIM_EXPORT CUresult cuCtxSynchronize() {
   });
 }
 
+SIM_EXPORT CUresult cuCtxGetStreamPriorityRange(int* least, int* greatest) {
+  SIM_CALL("cuCtxGetStreamPriorityRange");
+  SIM_CHECK(current() != nullptr, CUDA_ERROR_INVALID_CONTEXT);
+  if (least != nullptr) *least = kPriorityLeast;
+  if (greatest != nullptr) *greatest = kPriorityGreatest;
+  return CUDA_SUCCESS;
+}
+
 SIM_EXPORT CUresult cuStreamCreate(CUstream* stream, unsigned) {
   SIM_CALL("cuStreamCreate");
   SIM_CHECK(current() != nullptr, CUDA_ERROR_INVALID_CONTEXT);
-  *stream = *s.streams.insert(new CUstream_st{current()->device, {}}).first;
+  *stream = make_stream(0);
+  return CUDA_SUCCESS;
+}
+
+SIM_EXPORT CUresult cuStreamCreateWithPriority(CUstream* stream, unsigned, int priority) {
+  SIM_CALL("cuStreamCreateWithPriority");
+  SIM_CHECK(current() != nullptr, CUDA_ERROR_INVALID_CONTEXT);
+  *stream = make_stream(priority);
   return CUDA_SUCCESS;
 }
 
@@ -178,6 +232,7 @@ SIM_EXPORT CUresult cuStreamDestroy_v2(CUstream stream) {
   SIM_CHECK(s.streams.count(stream) != 0, CUDA_ERROR_INVALID_HANDLE);
   const CUresult result = wait_for(lock, [&] { return stream->ops.empty(); });
   s.streams.erase(stream);
+  s.by_priority.erase(std::find(s.by_priority.begin(), s.by_priority.end(), stream));
   delete stream;
   return result;
 }
@@ -203,7 +258,7 @@ SIM_EXPORT CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned) 
   stream = stream_or_default(stream);
   SIM_CHECK(stream != nullptr && s.events.count(event) != 0, CUDA_ERROR_INVALID_HANDLE);
   Op op;
-  op.awaited = s.events.at(event);
+  op.awaited = s.events.at(event)->latest;
   return enqueue(stream, std::move(op));
 }
 
@@ -230,10 +285,18 @@ SIM_EXPORT CUresult cuStreamIsCapturing(CUstream stream, int* status) {
   return CUDA_SUCCESS;
 }
 
+SIM_EXPORT CUresult cuThreadExchangeStreamCaptureMode(int* mode) {
+  SIM_CALL("cuThreadExchangeStreamCaptureMode");
+  SIM_CHECK(*mode >= 0 && *mode <= kCaptureModeRelaxed, CUDA_ERROR_INVALID_VALUE);
+  std::swap(*mode, capture_mode);
+  return CUDA_SUCCESS;
+}
+
 SIM_EXPORT CUresult cuEventCreate(CUevent* event, unsigned) {
   SIM_CALL("cuEventCreate");
   SIM_CHECK(current() != nullptr, CUDA_ERROR_INVALID_CONTEXT);
-  auto created = std::make_shared<CUevent_st>();
+  auto created = std::make_unique<CUevent_st>();
+  created->device = current()->device;
   *event = created.get();
   s.events.emplace(*event, std::move(created));
   return CUDA_SUCCESS;
@@ -248,30 +311,35 @@ SIM_EXPORT CUresult cuEventRecord(CUevent event, CUstream stream) {
   SIM_CALL("cuEventRecord");
   stream = stream_or_default(stream);
   SIM_CHECK(stream != nullptr && s.events.count(event) != 0, CUDA_ERROR_INVALID_HANDLE);
-  return enqueue(stream, marker(s.events.at(event)));
+  SIM_CHECK(stream->device == event->device, CUDA_ERROR_INVALID_HANDLE);
+  if (stream->capturing) return CUDA_SUCCESS;  // a node of the graph, as any other work
+  return enqueue(stream, marker(record(event)));
 }
 
 SIM_EXPORT CUresult cuCtxRecordEvent(CUcontext context, CUevent event) {
   SIM_CALL("cuCtxRecordEvent");
   SIM_CHECK(context != nullptr && s.events.count(event) != 0, CUDA_ERROR_INVALID_HANDLE);
+  SIM_CHECK(context->device == event->device, CUDA_ERROR_INVALID_HANDLE);
   if (const CUresult broken = break_captures()) return broken;
   pump();
+  const auto mark = record(event);
   for (CUstream stream : s.streams)
-    if (stream->device == context->device && !stream->ops.empty()) stream->ops.push_back(marker(s.events.at(event)));
+    if (stream->device == context->device && !stream->ops.empty()) stream->ops.push_back(marker(mark));
   return s.sticky;
 }
 
 SIM_EXPORT CUresult cuEventQuery(CUevent event) {
   SIM_CALL("cuEventQuery");
   SIM_CHECK(s.events.count(event) != 0, CUDA_ERROR_INVALID_HANDLE);
+  if (const CUresult broken = break_captures()) return broken;
   pump();
   SIM_CHECK(s.sticky == CUDA_SUCCESS, s.sticky);
-  return s.events.at(event)->pending == 0 ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
+  return s.events.at(event)->latest->pending == 0 ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
 }
 
 SIM_EXPORT CUresult cuEventSynchronize(CUevent event) {
   SIM_CALL("cuEventSynchronize");
   SIM_CHECK(s.events.count(event) != 0, CUDA_ERROR_INVALID_HANDLE);
-  const auto awaited = s.events.at(event);
+  const auto awaited = s.events.at(event)->latest;
   return wait_for(lock, [&] { return awaited->pending == 0; });
 }

@@ -11,6 +11,7 @@ import pytest
 from allocator import Allocator
 from allocator.box import SimulatedBox
 from allocator.simdriver import SimulatedDriver
+from tests.system.allocator.engine import pattern as made_pattern
 
 GIB = 1 << 30
 
@@ -36,7 +37,8 @@ def driver(box: SimulatedBox) -> Iterator[SimulatedDriver]:
 def allocator(driver: SimulatedDriver) -> Iterator[Allocator]:
     """One whose every byte, on the device and on the host, must be back when the test ends."""
     # Slabs of 64 MiB, four granules, so that a few GiB are a few dozen handles.
-    with Allocator(slab_bytes=64 << 20) as made:
+    # No rest between two copies in the background: nothing here is served meanwhile.
+    with Allocator(slab_bytes=64 << 20, link_share=1.0) as made:
         yield made
         driver.set_faults()
         driver.hold(False)
@@ -45,15 +47,9 @@ def allocator(driver: SimulatedDriver) -> Iterator[Allocator]:
     assert driver.bytes_registered() == 0
 
 
-def _pattern(seed: int, nbytes: int) -> bytes:
-    block = bytes((seed * 37 + i * 11) % 251 for i in range(997))
-    return (block * (nbytes // len(block) + 1))[:nbytes]
-
-
 @pytest.fixture
 def pattern() -> Callable[[int, int], bytes]:
-    """Content that is easy to tell apart: by seed, and by position."""
-    return _pattern
+    return made_pattern
 
 
 @dataclass
@@ -71,8 +67,8 @@ class Child:
         self.process.stdin.write("\n")
         self.process.stdin.flush()
 
-    def rest(self) -> str:
-        out, _ = self.process.communicate(timeout=60)
+    def rest(self, timeout_s: float = 60) -> str:
+        out, _ = self.process.communicate(timeout=timeout_s)
         return out.strip()
 
 

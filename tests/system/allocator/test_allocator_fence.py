@@ -54,7 +54,8 @@ def test_the_fence_is_recorded_before_the_range_is_unmapped(allocator: Allocator
 
 
 def test_without_the_fence_the_kernel_meets_unmapped_memory(child: Callable[..., object]) -> None:
-    """The proof that the tests above can fail: the driver pretends to have recorded the event."""
+    """The proof that the tests above can fail. The fence is removed by a driver that only pretends to record it: so
+    the very code that ships runs, and not one that was built for the test."""
     program = """
 from allocator import Allocator
 from allocator.simdriver import SimulatedDriver
@@ -69,6 +70,39 @@ with driver.context(), driver.stream() as stream:
     print(driver.synchronize())
 """
     assert child(program).rest() == str(ILLEGAL_ADDRESS)  # type: ignore[attr-defined]
+
+
+# What torch does for 200 x torch.randn(2048, 7168, device="cuda") in a region, each tensor dropped when
+# the next one is there: a kernel in a stream of torch's, and a free that comes before it has run.
+REPRODUCER = """
+from allocator import Allocator
+from allocator.simdriver import SimulatedDriver
+driver, allocator = SimulatedDriver(), Allocator()
+driver.set_faults({faults!r})
+with driver.context(), driver.stream() as stream:
+    held = None
+    for i in range(200):
+        tensor = allocator.alloc(2048 * 7168 * 4)
+        driver.hold(True)
+        driver.launch(stream, tensor.address, tensor.content_nbytes, i % 256, held=True)
+        if held is not None:
+            allocator.free(held, stream=stream)
+        held = tensor
+        if i % 20 == 19:
+            driver.hold(False)
+    driver.hold(False)
+    print(driver.synchronize(), allocator.read(held, 0, 1)[0] if driver.synchronize() == 0 else None)
+"""
+
+
+def test_the_reproducer_from_the_field_computes_to_its_end(child: Callable[..., object]) -> None:
+    """Catalogue 6: 200 tensors, each freed under the kernel that fills it."""
+    assert child(REPRODUCER.format(faults="")).rest() == "0 199"  # type: ignore[attr-defined]
+
+
+def test_without_the_fence_the_reproducer_ends_in_an_illegal_address(child: Callable[..., object]) -> None:
+    program = REPRODUCER.format(faults="cuCtxRecordEvent!")
+    assert child(program).rest() == f"{ILLEGAL_ADDRESS} None"  # type: ignore[attr-defined]
 
 
 def test_collecting_waits_for_the_kernel_under_a_freed_range(allocator: Allocator, driver: SimulatedDriver) -> None:

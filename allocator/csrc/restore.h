@@ -1,0 +1,41 @@
+// Content for memory that a wake has just backed: masters copied back, from the host at once and from the disk through
+// buffers; zeros where there is no master.
+#pragma once
+
+#include <vector>
+
+#include "csrc/masters.h"
+
+namespace rotator {
+
+class Restore {
+ public:
+  Restore(Device& device, Masters& masters, ra_report& report)
+      : device_(device), masters_(masters), report_(report), copies_(device, masters.arena(), kToDevice) {}
+
+  // Queues what `segment` holds within `range` of its pool; reads from the disk wait for `finish`.
+  void add(const Segment& segment, Range range);
+  void flush() { copies_.flush(); }
+  // Reads what lies on disk, as fast as the disk gives it. Copies may still run when it returns.
+  // Throws Error: kMasterLost, the driver's.
+  void finish();
+
+ private:
+  static constexpr auto kToDevice = Copies::Direction::kToDevice;
+  struct DiskPiece {
+    CUdeviceptr address;
+    std::size_t begin;  // within the chunk
+    std::size_t nbytes;
+    SpillSlot slot;
+  };
+  void add_chunk(const Segment& segment, const MasterChunk& chunk, Range chunk_bytes, Range wanted);
+  void zero(const Segment& segment, Range bytes);
+
+  Device& device_;
+  Masters& masters_;
+  ra_report& report_;
+  Copies copies_;
+  std::vector<DiskPiece> on_disk_;
+};
+
+}  // namespace rotator
