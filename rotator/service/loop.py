@@ -10,6 +10,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from math import inf
 from typing import Any, TypeVar
 
@@ -18,15 +19,19 @@ from rotator.core.lifecycle import Event, LifecycleError, is_moving
 from rotator.core.placement import lacking
 from rotator.core.planner import plan as make_plan
 from rotator.core.values import (
+    Action,
     Blocked,
     BlockKind,
     Command,
+    Depth,
     EngineName,
     GpuId,
     Health,
+    Level,
     Plan,
     Snapshot,
     State,
+    Step,
     Swap,
 )
 from rotator.ports import DeviceError, GpuReading, Handle, Recovered
@@ -157,7 +162,14 @@ class Loop:
 
     def snapshot(self, commands: tuple[Command, ...] = ()) -> Snapshot:
         calendar = self.calendar.snapshot(self.now_s(), self._wall())
-        return self.fleet.snapshot(self.now_s(), self.claimed(), commands, calendar)
+        snapshot = self.fleet.snapshot(self.now_s(), self.claimed(), commands, calendar)
+        promised = self._promised_host_bytes()
+        return replace(snapshot, host_used_bytes=snapshot.host_used_bytes + promised) if promised else snapshot
+
+    def _promised_host_bytes(self) -> int:
+        """Host RAM for the masters of engines that still drain: another swap must not be given it, too."""
+        yielding = (self.fleet.engines.get(s.engine) for a in self.active.values() for s in a.swap.evict if _keeps(s))
+        return sum(e.host_bytes for e in yielding if e and e.state in (State.AWAKE, State.DRAINING))
 
     def calendar_is_due(self) -> bool:
         """Whether a window or reservation begins or ends now."""
@@ -494,6 +506,10 @@ class Loop:
 
     def unhealthy_gpus(self) -> list[GpuId]:
         return [g.info.id for g in self.fleet.gpus.values() if g.health is Health.UNKNOWN]
+
+
+def _keeps(step: Step) -> bool:
+    return step.action is Action.SLEEP and step.level is Level.HOST and step.depth in (None, Depth.HOST)
 
 
 def _answer(future: asyncio.Future[bool], value: bool) -> None:

@@ -126,12 +126,14 @@ class EngineRuntime:
 
     @property
     def masters_bytes(self) -> int:
-        """Host RAM that its masters take now."""
+        """Host RAM that its masters take now, or will when the sleep that was asked of it is done."""
         if self.depth is Depth.KV and self.state is State.ASLEEP:
             outs = (self.awake_on(gpu) - self.charge_on(gpu) - self.kv_bytes for gpu in self.gpus)
             return sum(max(0, out) for out in outs)
+        if self.live and self.depth is Depth.HOST:  # also while it wakes or stops: they go when that is over
+            return self.host_bytes
         if self.state is State.ASLEEP:
-            return self.host_bytes if self.depth is Depth.HOST else 0
+            return 0
         return self.host_bytes if self.live and self.masters and self.config.keeps_masters else 0
 
     @property
