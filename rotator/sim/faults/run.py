@@ -145,7 +145,6 @@ class _Run:
         parts = (self.network, self.launcher, self.disk)
         life = ServiceLife(self.world, self.config, self.ledger_path, parts, self._on_bus, self._on_exit)
         self.judge.watch(life)
-        self.judge.shaken()
         return life
 
     def _on_effect(self, kind: str) -> None:
@@ -175,6 +174,7 @@ class _Run:
         await life.kill()
         await asyncio.sleep(down_s)
         if life is self.life:
+            self.judge.shaken()
             self.life = self._begin_life()
 
     def _on_bus(self, life: ServiceLife, event: BusEvent) -> None:

@@ -1,7 +1,7 @@
 """What soaking found, as stories: each broke an invariant once."""
 
 from rotator.sim.faults.run import run_seed
-from rotator.sim.faults.script import Arm, Away, Die, Disk, Foreign, Kill, Nvml, Order, Undying, Wedge
+from rotator.sim.faults.script import Arm, Away, Die, Disk, Foreign, Kill, Nvml, Order, Undying
 from tests.simulation.faults.stories import ask, engine, played
 
 
@@ -24,7 +24,8 @@ def test_a_lost_launch_is_found_although_an_earlier_life_knew_another_process() 
 
 
 def test_nothing_begins_beside_an_engine_that_the_launcher_could_not_look_for() -> None:
-    played(ask(1, "a"), Away(5, "refuse", 20), Kill(6), ask(9, "b"), ask(10, "a"), ask(12, "b"))
+    small = engine("a", awake_gib=40.0, planned_gib=41.0)
+    played(ask(1, "a"), Away(5, "refuse", 8.5), Kill(6), ask(14, "a"), ask(20, "b"), engines=(small, engine("b")))
 
 
 def test_outcomes_that_a_full_disk_refused_are_written_once_there_is_room() -> None:
@@ -38,24 +39,43 @@ def test_an_engine_is_not_brought_in_over_a_larger_rest_than_was_planned() -> No
 
 
 def test_the_first_plan_of_a_life_knows_what_others_hold() -> None:
-    played(Foreign(0.5, "GPU-0", 60.0, 30.0), Kill(1.0), ask(2.5, "a"), ask(8.0, "a"))
+    played(
+        Foreign(3, "GPU-0", 40.0, 39.0), Kill(14.3, down_s=2.0), engines=(engine("a", preload=True),), faults_end_s=58.0
+    )
 
 
 def test_what_others_hold_does_not_shrink_by_what_a_starting_engine_will_hold() -> None:
-    small = engine("b", awake_gib=26.0, planned_gib=26.0)
-    large = engine("a", awake_gib=74.0, planned_gib=74.0)
-    played(Foreign(0.5, "GPU-0", 30.0, 30.0), ask(6.9, "b"), ask(11.0, "a"), engines=(large, small))
-
-
-def test_a_wake_that_stood_behind_a_wedge_when_the_service_died_runs_beside_no_other() -> None:
+    small = engine("b", awake_gib=24.9, planned_gib=26.3, boot_s=3.2)
+    large = engine("c", awake_gib=66.1, planned_gib=68.6, boot_s=4.6)
     played(
-        ask(1, "a"), ask(6, "b"), Wedge(12, "a", 15), ask(13, "a"), Kill(14, steps=3), ask(18, "b"), ask(27.2, "b"),
-    )  # fmt: skip
+        ask(1.1, "c", 12, 0.8, deadline_s=76.4),
+        Foreign(5.0, "GPU-0", 39.7, 28.0),
+        ask(8.85, "b", 1),
+        engines=(small, large),
+        faults_end_s=45.0,
+    )
+
+
+def test_a_wake_that_hung_when_the_service_died_runs_beside_no_other() -> None:
+    played(
+        ask(1, "a"),
+        ask(6, "b"),
+        Arm(10, "a", "wake", "hang"),
+        Kill(10, "wake", 13, down_s=3.5),
+        ask(11, "a"),
+        ask(17, "b", deadline_s=60.0),
+    )
 
 
 def test_a_slow_wake_that_the_next_life_does_not_see_yet_runs_beside_no_other() -> None:
     played(
-        ask(1, "a"), ask(6, "b"), Arm(11, "a", "wake", "slow", 9.0), Kill(11, "wake", 12), ask(12, "a"), ask(15, "b")
+        ask(1, "a"),
+        ask(6, "b"),
+        Arm(10, "a", "wake", "slow", 40.0),
+        Kill(10, "wake", 13, down_s=1.0),
+        ask(11, "a"),
+        ask(14, "b", deadline_s=60.0),
+        faults_end_s=60.0,
     )
 
 
@@ -68,14 +88,15 @@ def test_a_quarantined_engine_that_an_operator_stopped_serves_again() -> None:
 
 def test_streams_are_not_lost_to_a_level_that_cannot_keep_them() -> None:
     old = engine("a", version="0.23.0", levels=(2,))
-    outcome = played(ask(1, "a", 40, 0.5), ask(6, "b", deadline_s=60.0), engines=(old, engine("b")))
+    outcome = played(ask(1, "a", 60, 0.5), Order(8, "wake", "b"), engines=(old, engine("b")))
     assert outcome.requests["broken"] == 0
 
 
-def test_bytes_that_could_not_be_measured_at_adoption_reach_the_ledger_later() -> None:
-    played(ask(1, "a"), Nvml(5, "GPU-0", "fail", 9), Kill(6), engines=(engine("a", planned_gib=86.0),))
+def test_bytes_that_could_not_be_measured_at_a_start_reach_the_ledger_later() -> None:
+    outcome = played(ask(4.9, "a"), Nvml(6.4, "GPU-0", "fail", 28.0), engines=(engine("a", planned_gib=86.0),))
+    assert outcome.checks["the ledger equals the devices"]
 
 
-def test_an_engine_that_is_woken_ahead_is_not_sent_to_sleep_again_for_another() -> None:
-    outcome = run_seed(30)
+def test_two_engines_that_sleep_at_once_are_not_promised_the_same_host_ram() -> None:
+    outcome = run_seed(300)
     assert outcome.failure is None, outcome.failure

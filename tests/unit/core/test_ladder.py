@@ -122,8 +122,10 @@ def test_a_sleeper_that_is_likely_wanted_is_woken_into_free_room() -> None:
         (likely(awake=30), engine("w", awake=90, demand=waiting()), awake("x", awake=50, pinned=True)),
         (likely(awake=30), awake("x", awake=50, can_freeze=False, demand=Demand(in_flight=1)),
          engine("w", awake=90, demand=waiting())),
+        (likely(chance=0.7, awake=30), likely("c"), awake("x", awake=30, demand=Demand(in_flight=1))),
     ],
-    ids=["no room", "not likely enough", "others wait for the GPU", "others wait for a busy engine there"],
+    ids=["no room", "not likely enough", "others wait for the GPU", "others wait for a busy engine there",
+         "a likelier one does not fit there yet"],
 )  # fmt: skip
 def test_nobody_is_woken_ahead_at_anybodys_cost(fleet: tuple[Engine, ...]) -> None:
     assert not [s for s in plan(snapshot(*fleet, policy=LADDER)).swaps if s.admit and s.admit.engine == "b"]
