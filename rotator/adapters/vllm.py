@@ -75,6 +75,9 @@ class VllmControl:
             answer = await self._http.call("POST", url, "/sleep", deadline, query=query)
             if not _says(answer, "sleeping", Level.PAUSE):
                 await self._expect_sleeping(url, True, deadline)
+            # Nothing may hold a block of a cache that goes: requests in flight are computed again from their tokens.
+            reset = (("reset_running_requests", "true"),)
+            await self._http.call("POST", url, "/reset_prefix_cache", deadline, query=reset)
         await self._rpc(url, "rotator_sleep_bytes", (bytes_per_gpu,), deadline)
 
     async def wake_bytes(self, url: str, *, deadline_s: float) -> None:

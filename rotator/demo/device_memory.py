@@ -51,12 +51,8 @@ class AllocatorMemory:
             raise _fault(e) from e
 
     def free(self, size: int) -> None:
-        order: tuple[Tag, Tag] = ("kv_cache", "weights")
         try:
-            for tag in order:
-                if size > 0 and tag not in self._sleepable.asleep_tags():
-                    self._sleepable.sleep(1, [tag])
-                    size -= self._segments[tag].nbytes
+            self._sleepable.sleep(1, bytes_wanted=size)
         except errors.AllocatorError as e:
             raise _fault(e) from e
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from rotator.core.lifecycle import Event
 from rotator.core.values import Action, Depth, GpuId, Level, State, Step
-from rotator.ports import DeviceError, EngineError, GpuReading
+from rotator.ports import DeviceError, EngineError, EngineRefused, GpuReading
 from rotator.service.accounting import Judgement, SleepExpectation, read_gpus, used, verify_sleep
 from rotator.service.burial import Undertaker
 from rotator.service.journal import Entry
@@ -222,7 +222,8 @@ class Evictor:
             facts = await self._go_deeper(step, engine, before)
         except (EngineError, DeviceError) as e:
             why = f"it did not go deeper: {e}"
-            if asleep:  # its state is unknown
+            refused = isinstance(e, EngineRefused) and not step.bytes_per_gpu  # then its masters are where they were
+            if asleep and not refused:  # its state is unknown
                 await self._fault(engine, entry, Event.FAULT, why, before)
             else:
                 engine.sinks_after_s = asyncio.get_running_loop().time() + SINK_AGAIN_S

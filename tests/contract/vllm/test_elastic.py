@@ -28,6 +28,7 @@ async def test_bytes_are_freed_under_a_paused_scheduler_and_brought_back_before_
     await control.wake_bytes(engine.url, deadline_s=SOON_S)
     assert posts(engine.asked) == [
         ("/sleep?level=0&mode=keep", b""),
+        ("/reset_prefix_cache?reset_running_requests=true", b""),
         ("/collective_rpc", b'{"method":"rotator_sleep_bytes","args":[1000]}'),
         ("/collective_rpc", b'{"method":"rotator_wake","args":[]}'),
         ("/wake_up?tags=scheduling", b""),

@@ -140,19 +140,38 @@ def test_what_requests_taught_is_written_down_also_when_no_engine_moves() -> Non
     run(story())
 
 
-def test_an_engine_that_cannot_put_its_masters_on_disk_is_killed_and_its_reason_told() -> None:
+def test_an_engine_that_refuses_to_put_its_masters_on_disk_sleeps_on_and_is_asked_again_only_later() -> None:
     async def story() -> None:
         box = make_box(**PAIR)
-        config = make_config(
-            box, "policies: {idle_sleep_s: 20, idle_sink_s: 50, prewake_chance: null}", a={"disk": True}
-        )
-        async with make_service(box, config) as service:
+        text = "policies: {idle_sleep_s: 20, idle_sink_s: 50, prewake_chance: null}"
+        async with make_service(box, make_config(box, text, a={"disk": True})) as service:
             await service.ask("a")
             await service.until("a", State.ASLEEP)
             box.engines["a"].masters_error = "no space left on device"
-            await service.until("a", State.FAILED)
-            assert "did not go deeper" in service.fleet.engines["a"].reason
-            assert "no space left on device" in service.fleet.engines["a"].reason
+            await asyncio.sleep(80)
+            assert (service.state("a"), service.fleet.engines["a"].depth) == (State.ASLEEP, Depth.HOST)
+            tried = [o for i, o in service.ledger.transitions.values() if i.action == "sink"]
+            assert [o.result for o in tried if o] == ["failed"]
+            assert "no space left on device" in str(tried[0])
+            box.engines["a"].masters_error = None
+            await asyncio.sleep(80)
+            assert service.fleet.engines["a"].depth is Depth.DISK
+
+    run(story())
+
+
+def test_an_engine_that_hangs_while_its_masters_move_is_killed_for_its_state_is_unknown() -> None:
+    async def story() -> None:
+        box = make_box(**PAIR)
+        text = "policies: {idle_sleep_s: 20, idle_sink_s: 50, prewake_chance: null}"
+        config = make_config(box, text, a={"disk": True, "sleep_deadline_s": 5.0})
+        async with make_service(box, config) as service:
+            await service.ask("a")
+            await service.until("a", State.ASLEEP)
+            box.engines["a"].hang = True
+            await asyncio.sleep(60)
+            assert "stop a" in box.log
+            assert any("did not go deeper" in str(o) for _, o in service.ledger.transitions.values())
 
     run(story())
 
