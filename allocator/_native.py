@@ -152,6 +152,7 @@ _SIGNATURES: dict[str, list[type]] = {
     "ra_prepare_status": [c_void_p, POINTER(PrepareState)],
     "ra_pin": [c_void_p, c_uint64, _ERROR],
     "ra_unpin": [c_void_p, c_uint64, _ERROR],
+    "ra_place_masters": [c_void_p, c_int, POINTER(c_uint64), _ERROR],
     "ra_set_host_budget": [c_void_p, c_uint64, _ERROR],
     "ra_release_masters": [c_void_p, c_uint32, POINTER(c_uint64), _ERROR],
     "ra_collect": [c_void_p, POINTER(c_uint64), _ERROR],

@@ -241,6 +241,17 @@ class Allocator:
         """The registration has ended. Raises ForeignPointer, Registered (when it is not pinned)."""
         self._call("ra_unpin", segment if isinstance(segment, int) else segment.address)
 
+    def place_masters(self, where: Literal["host", "disk"]) -> int:
+        """Where masters go from now on. "disk" also moves those there are out of host memory; returns the bytes moved.
+
+        Raises UsageError, HostMemoryExhausted (no spill directory, or it is full; what was not moved is as it was).
+        """
+        if where not in ("host", "disk"):
+            raise errors.UsageError(f"masters go to 'host' or 'disk', not to {where!r}")
+        moved = ctypes.c_uint64()
+        self._call("ra_place_masters", int(where == "disk"), ctypes.byref(moved))
+        return self._shown(moved.value)
+
     def set_host_budget(self, nbytes: int | None) -> None:
         """Bound host memory for masters from now on (None: no bound); those taken stay. Raises InvalidSize."""
         self._check_budget(nbytes)

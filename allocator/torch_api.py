@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from allocator import _native
 from allocator.core import Allocator
@@ -59,6 +59,7 @@ class Memory(Protocol):
     def prepare_status(self) -> PrepareStatus: ...
     def discard(self, tags: Iterable[Tag]) -> SleepReport: ...
     def release_masters(self, tags: Iterable[Tag] | None = None) -> int: ...
+    def place_masters(self, where: Literal["host", "disk"]) -> int: ...
     def collect(self) -> int: ...
     def capture_begin(self) -> None: ...
     def capture_end(self) -> None: ...
@@ -218,6 +219,10 @@ class TorchAllocator:
 
     def release_masters(self, tags: Iterable[Tag] | None = None) -> int:
         return self.memory.release_masters(tags)
+
+    def place_masters(self, where: Literal["host", "disk"]) -> int:
+        """Where masters go from now on; "disk" moves those there are, see `Allocator.place_masters`."""
+        return self.memory.place_masters(where)
 
     def asleep_tags(self) -> frozenset[Tag]:
         return self.memory.asleep_tags()

@@ -148,6 +148,9 @@ RA_EXPORT int ra_prepare_status(ra_allocator* allocator, ra_prepare_state* state
 // neither slept nor, when freed, unmapped.
 RA_EXPORT int ra_pin(ra_allocator* allocator, uint64_t address, ra_error* error);
 RA_EXPORT int ra_unpin(ra_allocator* allocator, uint64_t address, ra_error* error);
+// Where masters go from now on: 0 host memory, 1 the spill directory. Those in host memory are moved to disk now, of
+// sleeping tags too; those on disk come back to host memory when they are taken again.
+RA_EXPORT int ra_place_masters(ra_allocator* allocator, int on_disk, uint64_t* bytes_moved, ra_error* error);
 // Bounds what is registered from now on; masters that there are stay. 0: no bound.
 RA_EXPORT int ra_set_host_budget(ra_allocator* allocator, uint64_t nbytes, ra_error* error);
 // Gives back the masters of awake tags. Never touches a tag that is asleep.

@@ -305,8 +305,8 @@ bool Background::copy(Job& job, Staging& staging) {
   Masters& masters = state_.masters();
   Device& on = *job.device;
   const std::size_t nbytes = job.bytes.nbytes();
-  if (!on.unified) job.host = masters.arena().take(on, nbytes);
-  if (!job.host && !on.unified && !host_is_full_) return false;
+  if (!masters.to_disk(on)) job.host = masters.arena().take(on, nbytes);
+  if (!job.host && !masters.to_disk(on) && !host_is_full_) return false;
   if (!job.host && masters.spill() == nullptr)
     raise(RA_HOST_MEMORY, "device and host memory are one here: give a spill directory for masters");
   ContextScope scope(on);

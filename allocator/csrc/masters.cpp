@@ -70,6 +70,29 @@ void Masters::drop(Segment& segment) {
   segment.master.clear();
 }
 
+void Masters::prefer_disk(bool disk) {
+  if (disk && spill_ == nullptr) raise(RA_HOST_MEMORY, "masters can go to disk only with a spill directory: give one");
+  prefers_disk_ = disk;
+}
+
+uint64_t Masters::move_to_disk(Segment& segment) {
+  uint64_t moved = 0;
+  for (std::size_t i = 0; i < segment.master.size(); ++i) {
+    MasterChunk& master = segment.master[i];
+    if (!master.host) continue;
+    const std::size_t nbytes = chunk(segment, i).nbytes();
+    if (master.valid) {
+      const Digest digest = master.digest ? *master.digest : digest_of(master.host->data(), nbytes);
+      master.disk = spill_->write(master.host->data(), nbytes, digest);
+      master.digest = digest;
+      moved += nbytes;
+    }
+    arena_.give(*std::exchange(master.host, std::nullopt));
+    ++master.version;
+  }
+  return moved;
+}
+
 std::optional<std::vector<Digest>> Masters::digests(Device& device, Pool& staging,
                                                     const std::vector<ChunkRun>& runs) const {
   if (!options_.use_digest || !device.digest.ready()) return std::nullopt;
@@ -176,12 +199,12 @@ void Masters::place(Device& device, std::vector<Task>& tasks, const ReleaseOther
   if (device.unified && spill_ == nullptr)
     raise(RA_HOST_MEMORY,
           "device and host memory are one here, so masters in host memory free nothing: give a spill directory");
-  if (!device.unified) make_room(device, missing, release_others);
+  if (!to_disk(device)) make_room(device, missing, release_others);
   for (Task& task : tasks) {
     MasterChunk& master = of(task);
     if (master.placed()) continue;
     task.fresh = true;
-    if (device.unified) continue;
+    if (to_disk(device)) continue;
     const std::size_t nbytes = chunk(*task.segment, task.index).nbytes();
     master.host = arena_.take(device, nbytes);
     // There is room in all, but perhaps in pieces.

@@ -56,6 +56,12 @@ class Masters {
   void drop(MasterChunk& chunk);
   void drop(Segment& segment);
 
+  // Whether new masters go to disk. Throws Error: kHostMemory without a spill directory.
+  void prefer_disk(bool disk);
+  bool to_disk(const Device& device) const { return prefers_disk_ || device.unified; }
+  // Moves what lies in host memory. Returns bytes. On failure what was not moved is as it was.
+  uint64_t move_to_disk(Segment& segment);
+
   HostArena& arena() { return arena_; }
   const HostArena& arena() const { return arena_; }
   SpillStore* spill() const { return spill_.get(); }
@@ -80,6 +86,7 @@ class Masters {
   const MasterOptions options_;
   HostArena arena_;
   std::unique_ptr<SpillStore> spill_;
+  bool prefers_disk_ = false;
 };
 
 }  // namespace rotator

@@ -146,6 +146,14 @@ int ra_unpin(ra_allocator* allocator, uint64_t address, ra_error* error) {
   return locked(allocator, error, [&](State& state) { state.unpin(address); });
 }
 
+int ra_place_masters(ra_allocator* allocator, int on_disk, uint64_t* bytes_moved, ra_error* error) {
+  return guarded(error, [&] {
+    const Background::Pause pause(allocator->background);
+    const std::lock_guard<std::mutex> lock(allocator->mutex);
+    *bytes_moved = allocator->state.place_masters(on_disk != 0);
+  });
+}
+
 int ra_set_host_budget(ra_allocator* allocator, uint64_t nbytes, ra_error* error) {
   return locked(allocator, error, [&](State& state) { state.masters().arena().set_budget(nbytes); });
 }

@@ -207,6 +207,16 @@ uint64_t State::release_masters(uint32_t tags) {
   return before - masters_.arena().bytes_registered();
 }
 
+uint64_t State::place_masters(bool on_disk) {
+  masters_.prefer_disk(on_disk);
+  if (!on_disk) return 0;
+  uint64_t moved = 0;
+  for (auto& [address, segment] : segments_) moved += masters_.move_to_disk(segment);
+  masters_.arena().trim();
+  tell_releasable();
+  return moved;
+}
+
 void State::tell_releasable() {
   SharedBudget* shared = masters_.arena().shared_budget();
   if (shared == nullptr) return;

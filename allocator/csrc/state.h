@@ -42,6 +42,7 @@ class State {
   uint64_t release_masters(uint32_t tags);
   // Masters of awake tags, at least `nbytes` of them if there are so many. Returns bytes.
   uint64_t release_spare(uint64_t nbytes, uint32_t tags);
+  uint64_t place_masters(bool on_disk);
   uint64_t collect();
   void capture(bool begin);
   bool capturing();

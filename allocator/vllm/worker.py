@@ -37,6 +37,7 @@ def hook_worker(wrapper: Any, cumem: Any, settings: Settings) -> None:
     wrapper.rotator_sleep_bytes = _sleep_bytes(cumem)
     wrapper.rotator_wake = _wake(cumem)
     wrapper.rotator_prepare = _prepare(cumem)
+    wrapper.rotator_masters = _masters(cumem)
     wrapper.rotator_memory = _memory(cumem)
     wrapper.rotator_attest = _attest(cumem)
 
@@ -91,6 +92,22 @@ def _prepare(cumem: Any) -> Callable[..., dict[str, Any]]:
         return {"report": _plain(done), "status": asdict(torch.prepare_status())}
 
     return rotator_prepare
+
+
+def _masters(cumem: Any) -> Callable[..., dict[str, Any]]:
+    def rotator_masters(self: Any, where: str) -> dict[str, Any]:
+        """Where masters go from now on: `host` memory, or `disk`, to which those there are move too. `none` gives back
+        the host memory of what is awake: the next sleep copies it out again."""
+        torch = _instance(cumem).torch
+        match where:
+            case "none":
+                return {"bytes": torch.release_masters()}
+            case "host" | "disk":
+                return {"bytes": torch.place_masters(where)}
+            case _:
+                raise PluginRefused(f"masters cannot be put to {where!r}: there are 'host', 'disk' and 'none'")
+
+    return rotator_masters
 
 
 def _memory(cumem: Any) -> Callable[..., dict[str, Any]]:

@@ -219,6 +219,18 @@ def test_masters_are_taken_on_request(setup: Setup) -> None:
     assert [wait for (wait,) in setup.memory.asked("prepare")] == [False, False, True]
 
 
+def test_masters_go_where_they_are_asked_to_and_are_given_back_on_request(setup: Setup) -> None:
+    worker = registered(setup).served()
+    for where in ("host", "disk"):
+        assert "bytes" in worker.rpc("rotator_masters", where)
+    assert [where for (where,) in setup.memory.asked("place_masters")] == ["host", "disk"]
+    assert setup.memory.asked("release_masters") == []
+    assert "bytes" in worker.rpc("rotator_masters", "none")
+    assert len(setup.memory.asked("release_masters")) == 1
+    with pytest.raises(PluginRefused, match="tape"):
+        worker.rpc("rotator_masters", "tape")
+
+
 def test_a_worker_attests_what_it_loaded(setup: Setup) -> None:
     process = registered(setup, "0.28.0")
     before = process.worker().rpc("rotator_attest")

@@ -80,6 +80,11 @@ class FakeMemory:
         return report(bytes_discarded=1)
 
     def release_masters(self, tags: Iterable[Tag] | None = None) -> int:
+        self.calls.append(("release_masters", tags))
+        return 0
+
+    def place_masters(self, where: str) -> int:
+        self.calls.append(("place_masters", where))
         return 0
 
     def collect(self) -> int:
