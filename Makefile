@@ -17,7 +17,7 @@ JOBS ?= 2
 ARGS ?=
 TEST_ARGS ?=
 ASAN_EXAMPLES ?= 40
-TSAN_ROUNDS ?= 400
+TSAN_ROUNDS ?= 1500
 NATIVE := CMakeLists.txt $(wildcard allocator/csrc/* allocator/sim/*.cpp allocator/sim/*.h)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
