@@ -373,7 +373,7 @@ class Planning:
 
     def _rivals(self, wish: Engine) -> int:
         """How many others want its GPUs or are busy there; 0, uncounted, as long as that cannot make the wish due."""
-        if wish.demand.oldest_wait_s < self._due_from_s:
+        if wish.demand.oldest_wait_s < self._due_from_s and not wish.demand.frozen:
             return 0
         return max([self._rivals_on[gpu] for gpu in wish.gpus]) - 1
 

@@ -170,7 +170,10 @@ def test_nothing_is_priced_without_a_time_of_service_or_with_pricing_switched_of
 def test_streams_that_have_stood_still_for_long_are_due_before_their_bound() -> None:
     frozen = engine("f", wake_cost_s=2.0, demand=Demand(frozen=1, oldest_wait_s=5.0, stall_left_s=1.5))
     assert due_in_s(frozen, OURS) == 0.0
-    assert due_in_s(replace(frozen, demand=replace(frozen.demand, stall_left_s=60.0)), OURS) == 58.0
+    later = replace(frozen, demand=replace(frozen.demand, stall_left_s=60.0))
+    assert due_in_s(later, OURS, rivals=0) == 58.0
+    least_s = OURS.min_stay_s + OURS.drain_bound_s + later.sleep_cost_s + later.wake_cost_s
+    assert due_in_s(later, OURS, rivals=3) == 58.0 - 3 * least_s  # each rival may have its least turn first
     assert by_turn(snapshot(frozen, wish(many=50), policy=OURS))[0].name == "f"
 
 
