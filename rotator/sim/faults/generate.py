@@ -46,6 +46,8 @@ def make_script(seed: int, *, brief: bool = False) -> Script:
     events: list[Event] = [*_asks(rng, shape, faults_end_s), *_orders(rng, shape, faults_end_s)]
     dice = _Faults(rng, shape, faults_end_s)
     events += [dice.roll() for _ in range(rng.randint(3, 14))]
+    if rng.random() < 0.3:
+        events += dice.together()
     return Script(seed, shape, tuple(sorted(events, key=lambda e: e.at_s)), faults_end_s)
 
 
@@ -126,6 +128,21 @@ class _Faults:
                  self._kill, self._jump, self._away)  # fmt: skip
         (kind,) = self._rng.choices(kinds, weights=(12, 3, 1, 2, 1, 2, 2, 2, 4, 1, 1))
         return kind(round(self._rng.uniform(1.0, self._end_s), 3))
+
+    def together(self) -> list[Event]:
+        """Two that are seldom near each other by chance: the service dies while an operation goes wrong, or comes back
+        while its launcher is away."""
+        at_s = round(self._rng.uniform(5.0, self._end_s), 3)
+        if self._rng.random() < 0.25:
+            away = Away(at_s, self._rng.choice(("refuse", "hang")), self._seconds(2.0, 15.0))
+            return [away, Kill(round(at_s + 0.5, 3), "", 0, self._seconds(0.1, 2.0))]
+        op = self._rng.choice(("sleep", "wake"))
+        armed = [
+            Arm(at_s, e.name, op, self._rng.choice(HOWS[op]), self._seconds(5.0, 30.0)) for e in self._shape.engines
+        ]
+        if self._rng.random() < 0.5:
+            return [*armed, Kill(at_s, op, self._rng.randint(1, 24), self._seconds(0.1, 4.0))]
+        return [*armed, Kill(round(at_s + self._seconds(0.5, 20.0), 3), "", 0, self._seconds(0.1, 4.0))]
 
     def _engine(self) -> str:
         return self._rng.choice(self._shape.engines).name

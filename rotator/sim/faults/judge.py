@@ -16,6 +16,7 @@ GRACE_S = 1.0  # over a waiting request's deadline
 CAUSE_S = 60.0  # an engine is condemned within this of what was wrong with it
 NEWS_S = 6.0  # what happened to a GPU's bytes so lately, a plan may not know yet
 TURN_S = 0.05
+SPARE_GIB = 0.6  # the configuration's residue tolerance, and a little
 UNFIT = "found running, but unfit"  # it passes through a live state on its way out: nothing is begun
 
 
@@ -231,3 +232,12 @@ class Judge:
             if running and processes:
                 right = processes[0].sleeping == (state is State.ASLEEP) and processes[0].ready
                 self.expect(right, "states are true", f"{text}; sleeping is {processes[0].sleeping}")
+                self._holds(processes[0], text)
+
+    def _holds(self, process: Process, text: str) -> None:
+        """What it holds is what its state is worth, within what a verified sleep may leave besides."""
+        shape = process.shape
+        most = int((shape.residue_gib + SPARE_GIB if process.sleeping else shape.awake_gib) * GIB)
+        for gpu in process.engine.gpus:
+            held = process.held_on(gpu)
+            self.expect(held <= most, "bytes are true", f"{text}, which hold {held / GIB:.1f} GiB on {gpu}")
