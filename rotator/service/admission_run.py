@@ -181,7 +181,9 @@ class Admitter:
             return None
         held = held_by(after, pids)
         if held is None and before and engine.config.launcher != "attach":
-            held = {gpu: max(0, size - before[gpu].used_bytes) for gpu, size in used(after).items()}
+            # Others may have given bytes back meanwhile: it is never taken for less than was seen of it by process.
+            grown = {gpu: size - before[gpu].used_bytes for gpu, size in used(after).items()}
+            held = {gpu: max(size, engine.awake_bytes.get(gpu, 0)) for gpu, size in grown.items()}
         return held
 
 

@@ -97,6 +97,18 @@ def test_bytes_that_could_not_be_measured_at_a_start_reach_the_ledger_later() ->
     assert outcome.checks["the ledger equals the devices"]
 
 
+def test_an_engine_is_not_taken_for_smaller_because_others_left_while_it_started_unseen() -> None:
+    small = engine("a", awake_gib=62.0, planned_gib=66.0)
+    played(
+        ask(1, "a"),
+        Foreign(6, "GPU-0", 30.0, 13.5),
+        Die(15.5, "a"),
+        Nvml(16, "GPU-0", "blind", 24.0),
+        engines=(small, engine("b", awake_gib=60.0, planned_gib=60.0)),
+        faults_end_s=45.0,
+    )
+
+
 def test_two_engines_that_sleep_at_once_are_not_promised_the_same_host_ram() -> None:
     outcome = run_seed(300)
     assert outcome.failure is None, outcome.failure
