@@ -207,7 +207,7 @@ class Process:
 
     def _flow(self) -> None:
         """Let its scheduler run, if nothing forbids it."""
-        if not self._wedged and not self.sleeping:
+        if not self._wedged and not self.sleeping and self.operation != "sleep":
             self._runs.set()
 
     def _hold(self, sizes: Mapping[GpuId, int]) -> None:

@@ -9,7 +9,7 @@ from rotator.sim.faults.soak import Summary
 SEEDS_A_TEST = 20
 
 
-@pytest.mark.parametrize("first", range(1, 81, SEEDS_A_TEST))
+@pytest.mark.parametrize("first", range(1, 101, SEEDS_A_TEST))
 def test_every_invariant_holds_whatever_fails(first: int) -> None:
     summary = Summary()
     for seed in range(first, first + SEEDS_A_TEST):
