@@ -28,7 +28,7 @@ demo: $(VENV)/.ready-to-run
 	$(BIN)/rotator demo $(ARGS)
 
 test: $(VENV)/.ready-to-test
-	$(BIN)/pytest -n $(JOBS) $(TEST_ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist worksteal $(TEST_ARGS)
 
 # The property tests with many more examples: minutes, not part of the suite.
 test-long: $(VENV)/.ready-to-test
