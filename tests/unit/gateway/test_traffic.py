@@ -420,6 +420,7 @@ async def test_requests_teach_and_looks_do_not() -> None:
     assert traffic.history("a").last_s is not None
     assert traffic.last_used_s("a") > used_s
 
+
 async def test_request_ids_are_unique() -> None:
     traffic = build()
     traffic.open("a")
