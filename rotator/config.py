@@ -95,6 +95,20 @@ class FallbackConfig(Section):
         return self
 
 
+_MAX_NUM_SEQS_DEFAULT = 256  # vLLM's own
+
+
+def _max_num_seqs(command: tuple[str, ...]) -> int | None:
+    flag = "--max-num-seqs"
+    for i, word in enumerate(command):
+        name, _, value = word.partition("=")
+        if name == flag:
+            text = value or (command[i + 1] if i + 1 < len(command) else "")
+            if text.isdigit() and int(text) > 0:
+                return int(text)
+    return None
+
+
 class EngineConfig(Section):
     name: str = Field(pattern=_NAME, description="the engine's name, and the model name that clients ask for")
     aliases: tuple[str, ...] = ()
@@ -145,6 +159,11 @@ class EngineConfig(Section):
     @property
     def levels(self) -> tuple[Level, ...]:
         return tuple(Level(n) for n in self.sleep_levels)
+
+    @property
+    def slots(self) -> int:
+        """Requests that it serves at once: as configured, else its command's --max-num-seqs, else vLLM's default."""
+        return self.in_flight_max or _max_num_seqs(self.command) or _MAX_NUM_SEQS_DEFAULT
 
     def spec_hash(self) -> str:
         """Identifies what a running engine was started with: a change of it needs a restart of the engine."""

@@ -9,7 +9,6 @@ from rotator.service.traffic import Traffic
 _COST_UNKNOWN_WAKE_S = 5.0
 _COST_UNKNOWN_SLEEP_S = 2.0
 _COST_UNKNOWN_START_S = 90.0
-_SLOTS_UNKNOWN = 256  # vLLM's own default for --max-num-seqs
 
 
 def engine_seen(
@@ -40,7 +39,7 @@ def engine_seen(
         start_cost_s=costs.start_s or _COST_UNKNOWN_START_S,
         retry_at_s=engine.retry_at_s,
         preload=engine.preload,
-        slots=config.in_flight_max or slots_of(config.command),
+        slots=config.slots,
         wake_costs=costs.wakes,
         slept_at_s=engine.slept_at_s,
         has_disk=config.disk and sinks,
@@ -49,18 +48,6 @@ def engine_seen(
         kv_bytes=(engine.kv_bytes,) * len(engine.gpus),
         masters_bytes=engine.masters_bytes if sinks or engine.state is not State.AWAKE else 0,
     )
-
-
-def slots_of(command: tuple[str, ...]) -> int:
-    """How many requests an engine serves at once: its command's --max-num-seqs, else vLLM's default."""
-    flag = "--max-num-seqs"
-    for i, word in enumerate(command):
-        name, _, value = word.partition("=")
-        if name == flag:
-            text = value or (command[i + 1] if i + 1 < len(command) else "")
-            if text.isdigit() and int(text) > 0:
-                return int(text)
-    return _SLOTS_UNKNOWN
 
 
 def wake_cost_s(engine: EngineRuntime) -> float:

@@ -25,7 +25,6 @@ from rotator.config import GIB, EngineConfig, FleetConfig
 from rotator.core.values import Level
 
 GPU_GIB_DEFAULT = 141.0  # an H200; the fleet file does not say, the service asks the driver
-SLOTS_DEFAULT = 256  # vLLM's own default for --max-num-seqs
 
 
 class MachineError(Exception):
@@ -160,7 +159,7 @@ def _spec(fleet: FleetConfig, engine: EngineConfig, gpus: tuple[int, ...]) -> Sp
         awake_bytes=(int(foot.awake_gib * GIB),) * n,
         residue_bytes=(int(foot.residue_gib * GIB),) * n,
         host_bytes=int((freed_gib if foot.host_gib is None else foot.host_gib) * GIB),
-        slots=_slots(engine.command),
+        slots=engine.slots,
         levels=engine.levels,
         pinned=engine.pin,
         preload=engine.preload,
@@ -170,15 +169,3 @@ def _spec(fleet: FleetConfig, engine: EngineConfig, gpus: tuple[int, ...]) -> Sp
         queue_max=engine.queue_max or gateway.queue_max,
         freezes_max=gateway.freezes_max,
     )
-
-
-def _slots(command: tuple[str, ...]) -> int:
-    """``--max-num-seqs`` of the engine's command, else vLLM's default."""
-    flag = "--max-num-seqs"
-    for i, word in enumerate(command):
-        name, _, value = word.partition("=")
-        if name == flag:
-            text = value or (command[i + 1] if i + 1 < len(command) else "")
-            if text.isdigit() and int(text) > 0:
-                return int(text)
-    return SLOTS_DEFAULT
