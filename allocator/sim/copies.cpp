@@ -6,7 +6,6 @@
 #include <cstring>
 #include <iterator>
 
-#include "csrc/digest.h"
 #include "sim/sim.h"
 
 namespace sim {
@@ -193,12 +192,4 @@ SIM_EXPORT CUresult rotatorSimWriter(CUstream stream, CUdeviceptr address, std::
   op.touches[0] = {address, nbytes};
   op.cost = std::chrono::milliseconds(duration_ms);
   return enqueue(stream, std::move(op));
-}
-
-SIM_EXPORT CUresult rotatorSimDigest(CUdeviceptr address, std::size_t nbytes, uint64_t* words) {
-  SIM_CALL("rotatorSimDigest");
-  SIM_CHECK(accessible(address, nbytes), CUDA_ERROR_ILLEGAL_ADDRESS);
-  const rotator::Digest digest = rotator::digest_of(at(address), nbytes);
-  std::copy(std::begin(digest.words), std::end(digest.words), words);
-  return CUDA_SUCCESS;
 }
