@@ -44,6 +44,7 @@ void Restore::add(const Segment& segment, Range range) {
 }
 
 void Restore::finish() {
+  copies_.flush();
   if (on_disk_.empty()) return;
   struct Pending {
     SpillStore::Ticket ticket;

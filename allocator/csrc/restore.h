@@ -15,8 +15,9 @@ class Restore {
 
   // Queues what `segment` holds within `range` of its pool; reads from the disk wait for `finish`.
   void add(const Segment& segment, Range range);
-  void flush() { copies_.flush(); }
-  // Reads what lies on disk, as fast as the disk gives it. Copies may still run when it returns.
+  // Sends what can go now, without waiting.
+  void pump() { copies_.pump(); }
+  // Sends the rest, and reads what lies on disk as fast as the disk gives it. Copies may still run when it returns.
   // Throws Error: kMasterLost, the driver's.
   void finish();
 

@@ -9,9 +9,8 @@
 
 namespace rotator {
 
-// So many slabs are mapped before copies into them are queued: the first copies start early, and each batch is large
-// enough that mapping the next one is over long before.
-static constexpr std::size_t kSlabsPerStep = 16;
+// So many slabs are mapped between looks at the copies, which must not run dry meanwhile.
+static constexpr std::size_t kSlabsPerStep = 4;
 
 // Content for what `range` of the pool lacks.
 static void fill(const Segments& segments, const Pool& pool, Range range, Restore& restore) {
@@ -23,7 +22,7 @@ static void fill(const Segments& segments, const Pool& pool, Range range, Restor
       if (it->second.pool == &pool && touched) restore.add(it->second, stale);
     }
   }
-  restore.flush();
+  restore.pump();
 }
 
 // Pools come in tag order, weights first, so their copies run while the other tags are being mapped.

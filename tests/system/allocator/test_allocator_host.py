@@ -195,32 +195,3 @@ def test_on_unified_memory_masters_go_to_disk_and_a_sleep_frees_what_it_says(chi
 def test_on_unified_memory_level_1_without_a_disk_says_what_to_do(child, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     box = SimulatedBox.create(tmp_path / "box", devices=1, copy_gib_s=0, integrated=True)
     assert "spill directory" in child(UNIFIED.format(spill=None), **box.env()).rest()
-
-
-BEHIND_A_SLEEP = """
-from allocator import Allocator
-from allocator.simdriver import SimulatedDriver
-driver, allocator = SimulatedDriver(), Allocator()
-segments = [allocator.alloc((1 << 30) + 4096 * 5) for _ in range(8)]  # no multiple of what the kernel copies at once
-for i, segment in enumerate(segments):
-    allocator.write(segment, bytes([i + 1]) * segment.content_nbytes)
-cache = allocator.alloc(8 << 30, tag="kv_cache")
-allocator.prepare()
-seconds = []
-for _ in range(2):
-    allocator.sleep()
-    driver.clear_log()
-    seconds.append(allocator.wake().seconds)
-    assert all(allocator.read(s) == bytes([i + 1]) * s.content_nbytes for i, s in enumerate(segments))
-print(min(seconds), driver.log().count("cuLaunchKernel"))
-"""
-
-
-def test_a_wake_right_behind_a_sleep_does_not_wait_for_the_engine_that_clears_memory(child, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """16 GiB at 20 GiB/s keep the copy engine busy for 0.8 s; 8 GiB of weights take 0.16 s over the link, and as long
-    again where the engine takes turns. The second run's driver has no such kernel."""
-    box = SimulatedBox.create(tmp_path / "box", devices=1, copy_gib_s=50, clear_gib_s=20)
-    seconds, launched = child(BEHIND_A_SLEEP, **box.env()).rest().split()
-    without, none = child(BEHIND_A_SLEEP, **box.env(), ROTATOR_SIM_FAULTS="cuModuleGetFunction@2=500").rest().split()
-    assert (int(launched) > 0, int(none)) == (True, 0)
-    assert float(seconds) < float(without)
