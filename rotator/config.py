@@ -16,6 +16,7 @@ from pydantic import (
 
 from rotator.config_base import Section
 from rotator.config_calendar import CalendarConfig
+from rotator.config_nodes import NodeConfig, split_gpu, unknown_names
 from rotator.config_policies import PoliciesConfig
 from rotator.config_text import TextProblem, problem_lines, read_mapping
 from rotator.core.values import Level
@@ -115,7 +116,12 @@ class EngineConfig(Section):
     served_model: str | None = Field(
         default=None, description="the name the engine itself serves; its own name if absent"
     )
-    gpus: tuple[int | str, ...] = Field(min_length=1, description="NVML indices or UUIDs; as many as TP × PP")
+    gpus: tuple[int | str, ...] = Field(
+        min_length=1, description="NVML indices or UUIDs, of another node as `node/0`; as many as TP × PP"
+    )
+    node: str | None = Field(
+        default=None, description="the node (or pool of nodes) of those `gpus` that name none; this machine if absent"
+    )
     tp: int | None = Field(default=None, ge=1, description="tensor parallel size; as many as GPUs if absent")
     launcher: Literal["process", "attach", "nomad"] = "process"
     command: tuple[Word, ...] = Field(
@@ -175,6 +181,7 @@ class EngineConfig(Section):
             self.workdir,
             str(self.url),
             self.port,
+            *((self.node,) if self.node else ()),  # not for all: engines of one machine keep the hash they had
         )
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -260,6 +267,14 @@ class LedgerConfig(Section):
     )
 
 
+class PageConfig(Section):
+    """The web page at ``/``."""
+
+    enabled: bool = Field(default=True, description="whether `/` shows the page to browsers")
+    viewers_max: int = Field(default=16, ge=1, le=256, description="so many open pages at once; further ones are told")
+    session_h: float = Field(default=12.0, gt=0, description="how long a login with a key lasts, in hours")
+
+
 class BindConfig(Section):
     host: str = "127.0.0.1"
     port: int = Field(default=8400, ge=0, le=65535)
@@ -283,6 +298,7 @@ class FleetConfig(Section):
     host_memory_gib: float | None = Field(
         default=None, gt=0, description="budget for masters in RAM; 80 % of the host if absent"
     )
+    nodes: tuple[NodeConfig, ...] = Field(default=(), description="other machines, each with its agent")
     engines: tuple[EngineConfig, ...] = Field(min_length=1)
     gateway: GatewayConfig = GatewayConfig()
     policies: PoliciesConfig = PoliciesConfig()
@@ -291,6 +307,7 @@ class FleetConfig(Section):
     recovery: RecoveryConfig = RecoveryConfig()
     ledger: LedgerConfig = LedgerConfig()
     keys: tuple[KeyConfig, ...] = ()
+    page: PageConfig = PageConfig()
 
     @field_validator("engines")
     @classmethod
@@ -330,9 +347,22 @@ class FleetConfig(Section):
                 )
         if (unknown := self.calendar.unknown(names)) is not None:
             raise ValueError(unknown)
+        self._check_nodes()
         if not self.bind.is_loopback and not self.keys:
             raise ValueError("bind.host is not loopback and there are no keys: add 'keys' or bind to 127.0.0.1")
         return self
+
+    def _check_nodes(self) -> None:
+        if (problem := unknown_names(self.nodes)) is not None:
+            raise ValueError(problem)
+        nodes = {node.name for node in self.nodes}
+        known = nodes | {node.pool for node in self.nodes if node.pool}
+        for engine in self.engines:
+            if engine.node is not None and engine.node not in known:
+                raise ValueError(f"engine '{engine.name}': there is no node or pool '{engine.node}': add it to 'nodes'")
+            for gpu in engine.gpus:
+                if (node := split_gpu(gpu)[0]) and node not in nodes:
+                    raise ValueError(f"engine '{engine.name}': GPU '{gpu}' is on no node of this file: add '{node}'")
 
     def engine(self, name: str) -> EngineConfig:
         return next(e for e in self.engines if e.name == name)
@@ -351,7 +381,15 @@ def parse(text: str, *, base: Path) -> LoadedFleet:
     except ValidationError as e:
         raise ConfigError(problem_lines(e, data, FleetConfig)) from None
     engines = tuple(_absolute(engine, base) for engine in fleet.engines)
-    return fleet.model_copy(update={"state_dir": (base / fleet.state_dir).resolve(), "engines": engines})
+    update = {"state_dir": (base / fleet.state_dir).resolve(), "engines": engines}
+    if fleet.nodes:
+        update["nodes"] = tuple(_node_absolute(node, base) for node in fleet.nodes)
+    return fleet.model_copy(update=update)
+
+
+def _node_absolute(node: NodeConfig, base: Path) -> NodeConfig:
+    files = {name: getattr(node, name) for name in ("ca", "cert", "key", "token_file")}
+    return node.model_copy(update={name: base / path for name, path in files.items() if path is not None})
 
 
 def _absolute(engine: EngineConfig, base: Path) -> EngineConfig:

@@ -41,6 +41,7 @@ ENGINES: list[dict[str, Any]] = [
         "log_path": "/var/lib/rotator/logs/glm-5.1.log",
         "held_by": "reservation 3 (evaluation)",
         "held_until_wall_s": 1767232800.0,
+        "masters_bytes": 0,
     }
 ]
 

@@ -81,6 +81,7 @@ class EngineView:
     log_path: str
     held_by: str = ""  # the entry of the calendar that keeps it awake now, in words
     held_until_wall_s: float | None = None
+    masters_bytes: int = 0  # host RAM that its masters take now
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,10 @@ class Operator:
             "config": self._config_path,
             "engines": len(self._loop.fleet.engines),
             "swaps_under_way": len(self._loop.active),
+            "host_memory": {
+                "budget_bytes": self._loop.fleet.host_budget_bytes,
+                "masters_bytes": self._loop.fleet.host_used_bytes(),
+            },
         }
 
     def calendar(self) -> CalendarView:

@@ -49,6 +49,7 @@ def engine_view(loop: Loop, engine: EngineRuntime) -> EngineView:
         log_path=engine.spec.log_path,
         held_by=hold.said if hold else "",
         held_until_wall_s=hold.ends_wall_s if hold else None,
+        masters_bytes=engine.masters_bytes,
     )
 
 
