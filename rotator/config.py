@@ -17,6 +17,7 @@ from pydantic import (
 from rotator.config_base import Section
 from rotator.config_calendar import CalendarConfig
 from rotator.config_nodes import NodeConfig, split_gpu, unknown_names
+from rotator.config_nomad import JobConfig, NomadConfig
 from rotator.config_policies import PoliciesConfig
 from rotator.config_text import TextProblem, problem_lines, read_mapping
 from rotator.core.values import Level
@@ -131,6 +132,7 @@ class EngineConfig(Section):
     workdir: str | None = None
     port: int | None = Field(default=None, ge=1, le=65535, description="loopback port; chosen once and kept if absent")
     url: HttpUrl | None = Field(default=None, description="for launcher 'attach': where the engine runs")
+    job: JobConfig | None = Field(default=None, description="for launcher 'nomad': what Nomad is to run")
     model_path: Path | None = Field(default=None, description="checked to exist before a launch")
     sleep_levels: tuple[Literal[1, 2], ...] = Field(
         default=(1,), min_length=1, description="levels it may use, preferred first"
@@ -191,6 +193,12 @@ class EngineConfig(Section):
             raise ValueError("launcher 'attach' needs 'url': where the engine runs")
         if self.launcher == "process" and not self.command:
             raise ValueError("launcher 'process' needs 'command': a list of program and arguments")
+        if self.launcher == "nomad" and (self.job is None or self.port is None):
+            raise ValueError(
+                "launcher 'nomad' needs 'job' and 'port': what Nomad runs, and the port that it listens on"
+            )
+        if self.launcher != "nomad" and self.job is not None:
+            raise ValueError("'job' is for launcher 'nomad' only: remove it, or set the launcher")
         if self.launcher != "attach" and self.url is not None:
             raise ValueError("'url' is for launcher 'attach' only: this engine gets a loopback port")
         if self.tp is not None and len(self.gpus) % self.tp:
@@ -310,6 +318,7 @@ class FleetConfig(Section):
     page: PageConfig = PageConfig()
 
     @field_validator("engines")
+    nomad: NomadConfig = NomadConfig()
     @classmethod
     def _names_unique(cls, engines: tuple[EngineConfig, ...]) -> tuple[EngineConfig, ...]:
         seen: dict[str, str] = {}
@@ -381,7 +390,8 @@ def parse(text: str, *, base: Path) -> LoadedFleet:
     except ValidationError as e:
         raise ConfigError(problem_lines(e, data, FleetConfig)) from None
     engines = tuple(_absolute(engine, base) for engine in fleet.engines)
-    update = {"state_dir": (base / fleet.state_dir).resolve(), "engines": engines}
+    update: dict[str, Any] = {"state_dir": (base / fleet.state_dir).resolve(), "engines": engines}
+    update["nomad"] = fleet.nomad.files_in(base)
     if fleet.nodes:
         update["nodes"] = tuple(_node_absolute(node, base) for node in fleet.nodes)
     return fleet.model_copy(update=update)
@@ -403,6 +413,8 @@ def _absolute(engine: EngineConfig, base: Path) -> EngineConfig:
 
 
 def load(path: Path) -> LoadedFleet:
+    if engine.job is not None:
+        update["job"] = engine.job.files_in(base)
     """Read and validate the configuration file. Raises ConfigError with one line a problem."""
     try:
         text = path.read_text(encoding="utf-8")

@@ -9,6 +9,9 @@ below: no adapter leaks another library's exception.
     │   ├── EngineTimeout        the deadline passed: its state is unknown
     │   └── EngineRefused        it answered with an error
     ├── LaunchError          a process or job could not be started (or was not found)
+    │   ├── LauncherAway         what starts engines does not answer us: that says nothing about any engine
+    │   ├── LaunchRefused        it answered with an error
+    │   └── LaunchConflict       somebody else changed the job meanwhile
     ├── DeviceError          a GPU's reading failed
     │   └── DeviceTimeout        it hangs
     └── LedgerError          the ledger could not be read or written
@@ -48,6 +51,24 @@ class LaunchError(RotatorError):
 
 
 class DeviceError(RotatorError):
+class LauncherAway(LaunchError):
+    """``kind`` is ``unreachable``, ``leader`` (there is none now) or ``token`` (ours is refused)."""
+
+    def __init__(self, message: str, kind: str = "unreachable") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class LaunchRefused(LaunchError):
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class LaunchConflict(LaunchError):
+    pass
+
+
     pass
 
 
@@ -137,9 +158,21 @@ class EngineControl(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LaunchSpec:
-    """What a launcher needs to start one engine. ``command`` and ``env`` are already expanded (port, GPUs)."""
+    """What a launcher needs to start one engine. ``command``, ``env`` and ``job`` are already expanded (port, GPUs)."""
 
     engine: EngineName
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """A job to be: a file with its variables, or ``name`` in a site file. ``task`` is the engine's own; where empty it
+    is the only one without a lifecycle."""
+
+    file: str = ""
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    site: str = ""
+    name: str = ""
+    task: str = ""
+
+
     launcher: str
     command: tuple[str, ...]
     env: Mapping[str, str]
@@ -153,6 +186,9 @@ class LaunchSpec:
 @dataclass(frozen=True, slots=True)
 class Handle:
     """A started (or found) engine. ``ref`` is the launcher's own name for it and survives a service restart."""
+    nodes: tuple[str, ...] = ("",)  # of its GPUs, the first one's first; the service's own machine is ""
+    port: int = 0  # on which it listens there
+    job: JobSpec | None = None
 
     engine: EngineName
     launcher: str
@@ -164,6 +200,19 @@ class Launcher(Protocol):
     async def start(self, spec: LaunchSpec) -> Handle:
         """Start it and return at once; readiness is the caller's business. Raises LaunchError with what to do."""
         ...
+
+@dataclass(frozen=True, slots=True)
+class LauncherNews:
+    """What a launcher learned by itself and no engine's state follows from. ``topic`` is what it is about (``away``,
+    ``drift``, ``node``, ``log``): a later word on it replaces the former, an empty ``text`` takes it back.
+    ``engine`` is None for what concerns all of its engines. ``kind`` is the event's, e.g. ``nomad.away``."""
+
+    launcher: str
+    engine: EngineName | None
+    topic: str
+    kind: str
+    text: str
+
 
     async def find(self, spec: LaunchSpec, ref: Mapping[str, Any] | None) -> Handle | None:
         """Find an engine that an earlier life of the service started: by ``ref``, else by the mark it was started with.
@@ -190,6 +239,11 @@ class Launcher(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+    async def evidence(self, handle: Handle) -> str:
+        """What its log says of its trouble, on one line: errors of CUDA first, then its last lines. Never raises;
+        empty where there is nothing."""
+        ...
+
 class GpuInfo:
     """What does not change while the machine runs."""
 

@@ -214,6 +214,7 @@ class FakeLauncher:
         self._box = box
         self.find_error: Exception | None = None
 
+        self.told_by_log = ""
     def _engine(self, handle: Handle) -> FakeEngine:
         return self._box.engines[handle.engine]
 
@@ -259,6 +260,9 @@ class FakeLauncher:
         engine = self._engine(handle)
         return frozenset({engine.pid}) if engine.running else frozenset()
 
+
+    async def evidence(self, handle: Handle) -> str:
+        return self.told_by_log
 
 class FakeLedger:
     """Rows in memory. ``broken`` makes every write fail, as a full disk does."""

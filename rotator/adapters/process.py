@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from rotator.adapters import enginelog, exits
+from rotator.adapters import cudalog, enginelog, exits
 from rotator.adapters.blocking import off_loop
 from rotator.adapters.environment import engine_environment
 from rotator.adapters.proctable import (
@@ -200,15 +200,22 @@ class ProcessLauncher:
         else:
             await exits.wait_gone(ref.identity)
             words = exits.in_words(None)
-        lines = await off_loop(
-            lambda: enginelog.last_lines(Path(ref.log_path)),
-            deadline_s=TABLE_DEADLINE_S,
-            doing=f"reading the log of engine '{handle.engine}'",
-        )
-        return f"{words}; last log lines: {' | '.join(lines)}" if lines else f"{words}; it logged nothing"
+        told = await self.evidence(handle)
+        return f"{words}; {told}" if told else f"{words}; it logged nothing"
 
     async def pids(self, handle: Handle) -> frozenset[int]:
         return frozenset(proc.pid for proc in await self._members(handle, fresh_s=TABLE_FRESH_S))
+
+    async def evidence(self, handle: Handle) -> str:
+        try:
+            path = Path(_ref_of(handle).log_path)
+            return await off_loop(
+                lambda: cudalog.evidence(enginelog.tail(path)),
+                deadline_s=TABLE_DEADLINE_S,
+                doing=f"reading the log of engine '{handle.engine}'",
+            )
+        except LaunchError:
+            return ""
 
     async def _members(self, handle: Handle, *, fresh_s: float = 0.0) -> tuple[Proc, ...]:
         ref = _ref_of(handle)

@@ -53,7 +53,7 @@ class Admitter:
 
     async def _fail(self, engine: EngineRuntime, active: ActiveSwap, entry: Entry, event: Event, reason: str) -> None:
         active.error = reason
-        tail = log_tail(engine.spec.log_path)
+        tail = await self._undertaker.evidence(engine) or log_tail(engine.spec.log_path)
         await self._owner.moved(engine.name, event, Facts(reason, canary="failed" if event is Event.LIED else None))
         await entry.close("failed", engine.state, error=f"{reason}; log: {tail}" if tail else reason)
 

@@ -17,7 +17,9 @@ from rotator.service.world import World
 
 _log = logging.getLogger(__name__)
 _LOG_TAIL_BYTES = 16384
+_EVIDENCE_S = 3.0
 AGAIN_S = 5.0
+CUDA_FIRST = "CUDA:"  # how a launcher's evidence begins where an engine's log names an error of the driver
 
 
 class Undertaker:
@@ -42,6 +44,9 @@ class Undertaker:
         long: then they count as foreign, and the reason names who holds what."""
         engine = self._owner.runtime(name)
         self._world.traffic.abort(name, reason)
+        told = await self.evidence(engine) if end is not Event.GONE else ""
+        if told.startswith(CUDA_FIRST) and told not in reason:
+            reason = f"{reason}; {told}"
         entry = await self._intent(engine, end, reason)
         pids = engine.pids
         await self._kill(engine, grace_s, reason)
@@ -56,6 +61,16 @@ class Undertaker:
             await entry.close(
                 "ok" if words == reason else "failed", engine.state, error=None if words == reason else words
             )
+
+    async def evidence(self, engine: EngineRuntime) -> str:
+        """What its log says of its trouble, where its launcher can tell soon."""
+        if engine.handle is None:
+            return ""
+        try:
+            async with asyncio.timeout(_EVIDENCE_S):
+                return await self._world.launchers[engine.handle.launcher].evidence(engine.handle)
+        except TimeoutError:
+            return ""
 
     async def _intent(self, engine: EngineRuntime, end: Event, reason: str) -> Entry | None:
         """A kill that cannot be journalled still has to happen: an engine of unknown state must not stay."""

@@ -1,9 +1,10 @@
 """From an engine's configuration to what a launcher starts: places filled in, GPUs named, nothing through a shell."""
 
 from pathlib import Path
+from typing import Any
 
 from rotator.config import EngineConfig
-from rotator.ports import GpuInfo, LaunchSpec
+from rotator.ports import GpuInfo, JobSpec, LaunchSpec
 
 # A sleeping engine is asked by development endpoints only; they are safe because it listens on loopback alone.
 _ALWAYS = {"VLLM_SERVER_DEV_MODE": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
@@ -25,7 +26,34 @@ def launch_spec(config: EngineConfig, url: str, gpus: tuple[GpuInfo, ...], state
         gpu_indices=indices,
         workdir=config.workdir,
         stop_grace_s=config.stop_grace_s,
+        job=_job(config, places, tuple(info.id for info in gpus)),
     )
+
+
+def _job(config: EngineConfig, places: dict[str, str], uuids: tuple[str, ...]) -> JobSpec | None:
+    job = config.job
+    if job is None:
+        return None
+    return JobSpec(
+        file=str(job.file or ""),
+        variables={name: _filled_value(value, places, uuids) for name, value in job.variables.items()},
+        site=str(job.site or ""),
+        name=job.name or config.name,
+        task=job.task or "",
+    )
+
+
+def _filled_value(value: Any, places: dict[str, str], uuids: tuple[str, ...]) -> Any:
+    match value:
+        case "{gpu_uuids}":
+            return list(uuids)
+        case str():
+            return _filled(value, places)
+        case list():
+            return [_filled_value(item, places, uuids) for item in value]
+        case dict():
+            return {key: _filled_value(item, places, uuids) for key, item in value.items()}
+    return value
 
 
 def log_path(state_dir: Path, engine: str) -> Path:

@@ -115,6 +115,9 @@ class SimLauncher:
         process = self._process(handle)
         return frozenset((process.pid,)) if process else frozenset()
 
+    async def evidence(self, handle: Handle) -> str:
+        return ""
+
     async def _reach(self) -> None:
         await self._world.pause(0.005)
         if self.away in ("refuse", "hang"):
