@@ -20,6 +20,7 @@ from rotator.config_nodes import NodeConfig, split_gpu, unknown_names
 from rotator.config_nomad import JobConfig, NomadConfig
 from rotator.config_policies import PoliciesConfig
 from rotator.config_text import TextProblem, problem_lines, read_mapping
+from rotator.config_watchdog import WatchdogConfig, WebhookConfig
 from rotator.core.values import Level
 
 GIB = 1 << 30
@@ -250,6 +251,10 @@ class RecoveryConfig(Section):
     health_failures_max: int = Field(
         default=6, ge=1, description="so many misses in a row and an awake engine is restarted"
     )
+    breaker_failures: int = Field(
+        default=6, ge=1, description="so many faults within breaker_window_s and an engine is quarantined"
+    )
+    breaker_window_s: float = Field(default=3600, gt=0, description="within which faults are counted")
     on_shutdown: Literal["leave", "sleep", "stop"] = Field(
         default="leave", description="what SIGTERM does to the engines"
     )
@@ -313,6 +318,8 @@ class FleetConfig(Section):
     calendar: CalendarConfig = CalendarConfig()
     canary: CanaryConfig = CanaryConfig()
     recovery: RecoveryConfig = RecoveryConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
+    webhooks: tuple[WebhookConfig, ...] = Field(default=(), max_length=16, description="who is told of incidents")
     ledger: LedgerConfig = LedgerConfig()
     keys: tuple[KeyConfig, ...] = ()
     page: PageConfig = PageConfig()
