@@ -321,11 +321,11 @@ class FleetConfig(Section):
     watchdog: WatchdogConfig = WatchdogConfig()
     webhooks: tuple[WebhookConfig, ...] = Field(default=(), max_length=16, description="who is told of incidents")
     ledger: LedgerConfig = LedgerConfig()
+    nomad: NomadConfig = NomadConfig()
     keys: tuple[KeyConfig, ...] = ()
     page: PageConfig = PageConfig()
 
     @field_validator("engines")
-    nomad: NomadConfig = NomadConfig()
     @classmethod
     def _names_unique(cls, engines: tuple[EngineConfig, ...]) -> tuple[EngineConfig, ...]:
         seen: dict[str, str] = {}
@@ -416,12 +416,12 @@ def _absolute(engine: EngineConfig, base: Path) -> EngineConfig:
         update["model_path"] = base / engine.model_path
     if engine.workdir is not None:
         update["workdir"] = str(base / engine.workdir)
+    if engine.job is not None:
+        update["job"] = engine.job.files_in(base)
     return engine.model_copy(update=update) if update else engine
 
 
 def load(path: Path) -> LoadedFleet:
-    if engine.job is not None:
-        update["job"] = engine.job.files_in(base)
     """Read and validate the configuration file. Raises ConfigError with one line a problem."""
     try:
         text = path.read_text(encoding="utf-8")

@@ -14,6 +14,7 @@ below: no adapter leaks another library's exception.
     │   └── LaunchConflict       somebody else changed the job meanwhile
     ├── DeviceError          a GPU's reading failed
     │   └── DeviceTimeout        it hangs
+    ├── NodeError            another machine's agent did not answer, or refused
     └── LedgerError          the ledger could not be read or written
 """
 
@@ -50,7 +51,6 @@ class LaunchError(RotatorError):
     pass
 
 
-class DeviceError(RotatorError):
 class LauncherAway(LaunchError):
     """``kind`` is ``unreachable``, ``leader`` (there is none now) or ``token`` (ours is refused)."""
 
@@ -69,10 +69,15 @@ class LaunchConflict(LaunchError):
     pass
 
 
+class DeviceError(RotatorError):
     pass
 
 
 class DeviceTimeout(DeviceError):
+    pass
+
+
+class NodeError(RotatorError):
     pass
 
 
@@ -157,11 +162,6 @@ class EngineControl(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class LaunchSpec:
-    """What a launcher needs to start one engine. ``command``, ``env`` and ``job`` are already expanded (port, GPUs)."""
-
-    engine: EngineName
-@dataclass(frozen=True, slots=True)
 class JobSpec:
     """A job to be: a file with its variables, or ``name`` in a site file. ``task`` is the engine's own; where empty it
     is the only one without a lifecycle."""
@@ -173,6 +173,11 @@ class JobSpec:
     task: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class LaunchSpec:
+    """What a launcher needs to start one engine. ``command``, ``env`` and ``job`` are already expanded (port, GPUs)."""
+
+    engine: EngineName
     launcher: str
     command: tuple[str, ...]
     env: Mapping[str, str]
@@ -181,25 +186,20 @@ class JobSpec:
     gpu_indices: tuple[int, ...] = ()
     workdir: str | None = None
     stop_grace_s: float = 20.0
+    nodes: tuple[str, ...] = ("",)  # of its GPUs, the first one's first; the service's own machine is ""
+    port: int = 0  # on which it listens there
+    job: JobSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Handle:
     """A started (or found) engine. ``ref`` is the launcher's own name for it and survives a service restart."""
-    nodes: tuple[str, ...] = ("",)  # of its GPUs, the first one's first; the service's own machine is ""
-    port: int = 0  # on which it listens there
-    job: JobSpec | None = None
 
     engine: EngineName
     launcher: str
     url: str
     ref: Mapping[str, Any]
 
-
-class Launcher(Protocol):
-    async def start(self, spec: LaunchSpec) -> Handle:
-        """Start it and return at once; readiness is the caller's business. Raises LaunchError with what to do."""
-        ...
 
 @dataclass(frozen=True, slots=True)
 class LauncherNews:
@@ -213,6 +213,11 @@ class LauncherNews:
     kind: str
     text: str
 
+
+class Launcher(Protocol):
+    async def start(self, spec: LaunchSpec) -> Handle:
+        """Start it and return at once; readiness is the caller's business. Raises LaunchError with what to do."""
+        ...
 
     async def find(self, spec: LaunchSpec, ref: Mapping[str, Any] | None) -> Handle | None:
         """Find an engine that an earlier life of the service started: by ``ref``, else by the mark it was started with.
@@ -234,16 +239,16 @@ class LauncherNews:
         """Every process id that belongs to it now (empty where the launcher cannot know)."""
         ...
 
-
-# -- devices ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
     async def evidence(self, handle: Handle) -> str:
         """What its log says of its trouble, on one line: errors of CUDA first, then its last lines. Never raises;
         empty where there is nothing."""
         ...
 
+
+# -- devices ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
 class GpuInfo:
     """What does not change while the machine runs."""
 
@@ -254,6 +259,7 @@ class GpuInfo:
     compute_capability: tuple[int, int] = (0, 0)
     pci_bus_id: str = ""
     unified_memory: bool = False
+    node: str = ""  # the machine it is in; empty for the service's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,6 +377,19 @@ class Reservation:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """One machine as its agent last told of it."""
+
+    name: str
+    agent: str = ""
+    boot_id: str = ""
+    host_bytes: int = 0
+    reachable: bool = False
+    reason: str = ""  # why it is not
+    seen_at_wall_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class OpenTransition:
     """An intent without an outcome: what was under way when the service died."""
 
@@ -388,6 +407,8 @@ class Recovered:
     open_transitions: tuple[OpenTransition, ...]
     cordons: frozenset[GpuId] = frozenset()
     reservations: tuple[Reservation, ...] = ()  # that have not ended
+    gpus: tuple[GpuInfo, ...] = ()  # as they were last seen, of every node
+    nodes: tuple["NodeRecord", ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,6 +440,8 @@ class Ledger(Protocol):
 
     async def put_gpus(self, gpus: Sequence[GpuInfo]) -> None: ...
 
+    async def put_node(self, node: NodeRecord) -> None: ...
+
     async def put_cordon(self, gpu: GpuId, cordoned: bool, reason: str) -> None: ...
 
     async def add_reservation(self, made: Reservation) -> int:
@@ -445,7 +468,7 @@ class Ledger(Protocol):
         limit: int = 100,
         cursor: str | None = None,
     ) -> Page:
-        """Rows of gpus, engines, residencies, leases, transitions, decisions, reservations, vram_samples, requests."""
+        """Rows of gpus, engines, residencies, leases, transitions, decisions, reservations, vram_samples, requests, nodes."""
         ...
 
     @property

@@ -25,6 +25,7 @@ from rotator.ports import (
     LaunchSpec,
     Lease,
     LedgerError,
+    NodeRecord,
     OpenTransition,
     Outcome,
     Page,
@@ -274,6 +275,7 @@ class FakeLedger:
         self.residencies: dict[tuple[str, str], Residency] = {}
         self.requests: list[tuple[str, float, str]] = []
         self.cordons: set[GpuId] = set()
+        self.nodes: dict[str, NodeRecord] = {}
         self.reservations: dict[int, Reservation] = {}
         self._ids = itertools.count(1)
 
@@ -318,6 +320,10 @@ class FakeLedger:
 
     async def put_gpus(self, gpus: Sequence[GpuInfo]) -> None:
         self._write()
+
+    async def put_node(self, node: NodeRecord) -> None:
+        self._write()
+        self.nodes[node.name] = node
 
     async def put_cordon(self, gpu: GpuId, cordoned: bool, reason: str) -> None:
         self._write()

@@ -28,6 +28,7 @@ from rotator.ports import (
     Intent,
     Lease,
     LedgerError,
+    NodeRecord,
     Outcome,
     Page,
     Recovered,
@@ -155,6 +156,10 @@ class SqlLedger:
     async def put_gpus(self, gpus: Sequence[GpuInfo]) -> None:
         now_wall_s = self._wall()
         await self._write(lambda c: sql.put_gpus(c, gpus, now_wall_s))
+
+    async def put_node(self, node: NodeRecord) -> None:
+        now_wall_s = self._wall()
+        await self._write(lambda c: sql.put_node(c, node, now_wall_s))
 
     async def put_cordon(self, gpu: GpuId, cordoned: bool, reason: str) -> None:
         now_wall_s = self._wall()

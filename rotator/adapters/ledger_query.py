@@ -33,6 +33,7 @@ from rotator.adapters.ledger_tables import (
     GPUS,
     LEASES,
     LIVES,
+    NODES,
     REQUESTS,
     RESERVATIONS,
     RESIDENCIES,
@@ -72,6 +73,7 @@ SHELVES: Mapping[str, Shelf] = {
     "reservations": Shelf(RESERVATIONS, ("id",), "begins_wall_s"),
     "vram_samples": Shelf(VRAM_SAMPLES, ("id",), "at_wall_s"),
     "requests": Shelf(REQUESTS, ("minute_wall_s", "model"), "minute_wall_s"),
+    "nodes": Shelf(NODES, ("updated_at_wall_s", "name"), "updated_at_wall_s"),
     "lives": Shelf(LIVES, ("id",), "started_at_wall_s", hidden=("holds", "beat", "ballast")),
 }
 

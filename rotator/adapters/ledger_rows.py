@@ -13,6 +13,7 @@ from rotator.adapters.ledger_tables import (
     ENGINES,
     GPUS,
     LEASES,
+    NODES,
     OPEN,
     REQUESTS,
     RESIDENCIES,
@@ -27,6 +28,7 @@ from rotator.ports import (
     Intent,
     Lease,
     LedgerError,
+    NodeRecord,
     OpenTransition,
     Outcome,
     Recovered,
@@ -135,6 +137,11 @@ def put_gpus(connection: Connection, gpus: Sequence[GpuInfo], now_wall_s: float)
         upsert(connection, GPUS, {"id": values.pop("id")}, values)
 
 
+def put_node(connection: Connection, node: NodeRecord, now_wall_s: float) -> None:
+    values = asdict(node) | {"updated_at_wall_s": now_wall_s}
+    upsert(connection, NODES, {"name": values.pop("name")}, values)
+
+
 def put_cordon(connection: Connection, gpu: GpuId, cordoned: bool, reason: str, now_wall_s: float) -> None:
     values = {"cordoned": cordoned, "cordon_reason": reason if cordoned else "", "updated_at_wall_s": now_wall_s}
     upsert(connection, GPUS, {"id": gpu}, values)
@@ -163,6 +170,8 @@ def recover(connection: Connection, now_wall_s: float) -> Recovered:
         open_transitions=tuple(_open_transition(row) for row in connection.execute(opened)),
         cordons=frozenset(connection.execute(select(GPUS.c.id).where(GPUS.c.cordoned)).scalars()),
         reservations=keep.reservations(connection, now_wall_s),
+        gpus=tuple(_gpu(row) for row in connection.execute(select(GPUS).where(GPUS.c.index.is_not(None)))),
+        nodes=tuple(NodeRecord(*row[:7]) for row in connection.execute(select(NODES))),
     )
 
 
@@ -174,6 +183,20 @@ def measured(connection: Connection) -> Recovered:
         residencies=tuple(Residency(*row) for row in connection.execute(select(*list(RESIDENCIES.c)[:6]))),
         leases=(),
         open_transitions=(),
+    )
+
+
+def _gpu(row: Row[Any]) -> GpuInfo:
+    major, _, minor = row.compute_capability.partition(".")
+    return GpuInfo(
+        id=row.id,
+        index=row._mapping["index"],  # a row's own method has that name
+        name=row.name,
+        total_bytes=row.total_bytes,
+        compute_capability=(int(major or 0), int(minor or 0)),
+        pci_bus_id=row.pci_bus_id,
+        unified_memory=row.unified_memory,
+        node=row.node,
     )
 
 

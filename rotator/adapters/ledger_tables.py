@@ -21,6 +21,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 from rotator.ports import LedgerError
@@ -67,8 +68,22 @@ GPUS = Table(
     Column("compute_capability", _WORD, nullable=False, default=""),
     Column("pci_bus_id", String(64), nullable=False, default=""),
     Column("unified_memory", Boolean, nullable=False, default=False),
+    Column("node", _NAME, nullable=False, default="", server_default=text("''")),
     Column("cordoned", Boolean, nullable=False, default=False),
     Column("cordon_reason", Text, nullable=False, default=""),
+    Column("updated_at_wall_s", Float(53), nullable=False),
+)
+
+NODES = Table(
+    "nodes",
+    METADATA,
+    Column("name", _NAME, primary_key=True),
+    Column("agent", Text, nullable=False),
+    Column("boot_id", String(64), nullable=False),
+    Column("host_bytes", BigInteger, nullable=False),
+    Column("reachable", Boolean, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("seen_at_wall_s", Float(53), nullable=False),
     Column("updated_at_wall_s", Float(53), nullable=False),
 )
 

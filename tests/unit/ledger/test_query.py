@@ -5,7 +5,7 @@ import pytest
 from rotator.adapters.ledger import SqlLedger
 from rotator.adapters.ledger_query import SHELVES
 from rotator.core.values import State
-from rotator.ports import EngineRecord, GpuInfo, Lease, Reservation, Residency
+from rotator.ports import EngineRecord, GpuInfo, Lease, NodeRecord, Reservation, Residency
 from tests.unit.ledger.values import Clock, intent, outcome
 
 
@@ -14,6 +14,7 @@ async def fill(ledger: SqlLedger, clock: Clock, count: int) -> None:
     for i in range(count):
         clock.now_s += i % 2
         await ledger.put_gpus([GpuInfo(f"g{i}", i, "card", 1)])
+        await ledger.put_node(NodeRecord(f"n{i}"))
         await ledger.put_engine(EngineRecord(f"e{i}", State.AWAKE))
         await ledger.put_residencies([Residency(f"e{i}", f"g{i}")])
         await ledger.put_lease(Lease(f"g{i}", "ops", i))
