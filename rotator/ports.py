@@ -155,7 +155,29 @@ class EngineControl(Protocol):
 
     async def generate(self, url: str, model: str, probe: Probe, *, deadline_s: float) -> Generation: ...
 
+    async def metrics(self, url: str, *, deadline_s: float) -> str:
+        """Its own metrics as Prometheus text. Wakes nothing and counts as no use."""
+        ...
+
+    async def counters(self, url: str, *, deadline_s: float) -> "EngineCounters":
+        """What of its metrics tells whether it gets on."""
+        ...
+
     async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCounters:
+    """What an engine tells on /metrics, summed over its data-parallel ranks; 0 where it does not tell."""
+
+    running: int = 0
+    waiting: int = 0
+    generated: float = 0.0
+    prompted: float = 0.0
+    steps: float = 0.0
+    kv_share: float = 0.0
+    drafts: float = 0.0
+    accepted: tuple[float, ...] = ()
 
 
 # -- processes and jobs ----------------------------------------------------------------------------------------------
@@ -340,6 +362,7 @@ class EngineRecord:
     start_s: float | None = None
     wake_costs: Mapping[str, float] | None = None  # the same by Depth
     history: Mapping[str, Any] | None = None  # of its clients' requests, as core.history wrote it
+    faults: tuple[float, ...] = ()  # Unix seconds of its latest ones, for the breaker
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,6 +413,26 @@ class NodeRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Incident:
+    """Something that a person may want to know of. ``id`` is also its bundle's name. Open while ``closed_wall_s`` is
+    None."""
+
+    id: str
+    opened_wall_s: float
+    kind: str  # wedged, garbage, crashed, silent, failed, lied, crash_loop, acceptance, slow, residue, gpu_*
+    severity: str  # serious: requests were hurt or a GPU is out; warning: nothing was, yet
+    reason: str
+    engine: EngineName | None = None
+    gpu: GpuId | None = None
+    action: str = ""  # what the service does about it
+    advice: str = ""  # what a person must do; '' where nothing
+    outcome: str = ""  # how it ended
+    closed_wall_s: float | None = None
+    count: int = 1  # how often it happened while it was open
+    bundle_bytes: int = 0  # 0: there is none
+
+
+@dataclass(frozen=True, slots=True)
 class OpenTransition:
     """An intent without an outcome: what was under way when the service died."""
 
@@ -406,6 +449,8 @@ class Recovered:
     leases: tuple[Lease, ...]
     open_transitions: tuple[OpenTransition, ...]
     cordons: frozenset[GpuId] = frozenset()
+    cordon_reasons: Mapping[GpuId, str] = field(default_factory=dict)
+    incidents: tuple["Incident", ...] = ()  # the latest, newest first
     reservations: tuple[Reservation, ...] = ()  # that have not ended
     gpus: tuple[GpuInfo, ...] = ()  # as they were last seen, of every node
     nodes: tuple["NodeRecord", ...] = ()
@@ -443,6 +488,10 @@ class Ledger(Protocol):
     async def put_node(self, node: NodeRecord) -> None: ...
 
     async def put_cordon(self, gpu: GpuId, cordoned: bool, reason: str) -> None: ...
+
+    async def put_incident(self, incident: Incident) -> None:
+        """Write it as it is now."""
+        ...
 
     async def add_reservation(self, made: Reservation) -> int:
         """Keep it and return its id."""

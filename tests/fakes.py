@@ -20,6 +20,7 @@ from rotator.ports import (
     GpuReading,
     Handle,
     HostMemory,
+    Incident,
     Intent,
     LaunchError,
     LaunchSpec,
@@ -277,6 +278,7 @@ class FakeLedger:
         self.cordons: set[GpuId] = set()
         self.nodes: dict[str, NodeRecord] = {}
         self.reservations: dict[int, Reservation] = {}
+        self.incidents: dict[str, Incident] = {}
         self._ids = itertools.count(1)
 
     @property
@@ -328,6 +330,10 @@ class FakeLedger:
     async def put_cordon(self, gpu: GpuId, cordoned: bool, reason: str) -> None:
         self._write()
         (self.cordons.add if cordoned else self.cordons.discard)(gpu)
+
+    async def put_incident(self, incident: Incident) -> None:
+        self._write()
+        self.incidents[incident.id] = incident
 
     async def add_reservation(self, made: Reservation) -> int:
         self._write()

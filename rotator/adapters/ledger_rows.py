@@ -12,6 +12,7 @@ from rotator.adapters.ledger_buffers import RequestKey, RequestTotals, VramSampl
 from rotator.adapters.ledger_tables import (
     ENGINES,
     GPUS,
+    INCIDENTS,
     LEASES,
     NODES,
     OPEN,
@@ -25,6 +26,7 @@ from rotator.core.values import Depth, GpuId, Level, State
 from rotator.ports import (
     EngineRecord,
     GpuInfo,
+    Incident,
     Intent,
     Lease,
     LedgerError,
@@ -147,6 +149,11 @@ def put_cordon(connection: Connection, gpu: GpuId, cordoned: bool, reason: str, 
     upsert(connection, GPUS, {"id": gpu}, values)
 
 
+def put_incident(connection: Connection, incident: Incident) -> None:
+    values = asdict(incident)
+    upsert(connection, INCIDENTS, {"id": values.pop("id")}, values)
+
+
 def _ensure(connection: Connection, table: Table, key: str, value: str, now_wall_s: float) -> None:
     """Make the row that others refer to, so that callers need not know an order of writing."""
     if connection.execute(select(1).select_from(table).where(table.c[key] == value)).first():
@@ -163,12 +170,16 @@ def recover(connection: Connection, now_wall_s: float) -> Recovered:
     connection.execute(delete(LEASES).where(LEASES.c.expires_wall_s <= now_wall_s))
     opened = select(TRANSITIONS).where(TRANSITIONS.c.result == OPEN).order_by(TRANSITIONS.c.id)
     known = measured(connection)
+    cordons = connection.execute(select(GPUS.c.id, GPUS.c.cordon_reason).where(GPUS.c.cordoned))
+    reasons = {row.id: row.cordon_reason for row in cordons}
     return Recovered(
         engines=known.engines,
         residencies=known.residencies,
         leases=tuple(Lease(*row) for row in connection.execute(select(*list(LEASES.c)[:4]))),
         open_transitions=tuple(_open_transition(row) for row in connection.execute(opened)),
-        cordons=frozenset(connection.execute(select(GPUS.c.id).where(GPUS.c.cordoned)).scalars()),
+        cordons=frozenset(reasons),
+        cordon_reasons=reasons,
+        incidents=keep.incidents(connection),
         reservations=keep.reservations(connection, now_wall_s),
         gpus=tuple(_gpu(row) for row in connection.execute(select(GPUS).where(GPUS.c.index.is_not(None)))),
         nodes=tuple(NodeRecord(*row[:7]) for row in connection.execute(select(NODES))),
@@ -204,6 +215,7 @@ def _engine(row: Row[Any]) -> EngineRecord:
     values = dict(row._mapping)
     del values["updated_at_wall_s"]
     values["state"] = State(values["state"])
+    values["faults"] = tuple(values["faults"] or ())
     values["depth"] = None if values["depth"] is None else Depth(values["depth"])
     values["level"] = None if values["level"] is None else Level(values["level"])
     return EngineRecord(**values)

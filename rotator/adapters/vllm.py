@@ -6,10 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rotator.adapters.vllm_answers import PROBES, read_probe, unwelcome
+from rotator.adapters.vllm_counters import read_counters
 from rotator.adapters.vllm_dialect import Dialect, Mode, dialect_of
 from rotator.adapters.vllm_http import Answer, Deadline, EngineHttp, Exchange
 from rotator.core.values import Level
-from rotator.ports import EngineError, EngineRefused, EngineUnreachable, Generation, Probe
+from rotator.ports import EngineCounters, EngineError, EngineRefused, EngineUnreachable, Generation, Probe
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +108,13 @@ class VllmControl:
                 continue
             return read_probe(route, answer.mapping())
         raise EngineRefused("no route answers a probe: " + "; ".join(map(str, refusals)), refusals[0].status)
+
+    async def metrics(self, url: str, *, deadline_s: float) -> str:
+        answer = await self._http.call("GET", url, "/metrics", Deadline(deadline_s))
+        return answer.body.decode(errors="replace")
+
+    async def counters(self, url: str, *, deadline_s: float) -> EngineCounters:
+        return read_counters(await self.metrics(url, deadline_s=deadline_s), f"{url}/metrics")
 
     async def close(self) -> None:
         await self._http.close()

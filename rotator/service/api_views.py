@@ -24,6 +24,7 @@ Table = Literal[
     "transitions",
     "decisions",
     "reservations",
+    "incidents",
     "vram_samples",
     "requests",
     "lives",

@@ -214,7 +214,8 @@ class Fleet:
                 _remember_residency(owner, row)
         for gpu in recovered.cordons:
             if gpu in self.gpus:
-                self.gpus[gpu].cordoned = "cordoned before the service was restarted"
+                reason = recovered.cordon_reasons.get(gpu)
+                self.gpus[gpu].cordoned = reason or "cordoned before the service was restarted"
 
 
 def planned_awake_bytes(config: EngineConfig, gpu: GpuRecord) -> int:
