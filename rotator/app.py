@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import secrets
 import signal
 import socket
@@ -20,12 +21,14 @@ from rotator.adapters.host import read_host_memory
 from rotator.adapters.ledger import SqlLedger
 from rotator.adapters.loopback import free_loopback_port
 from rotator.adapters.models import weight_bytes
+from rotator.adapters.nomad import NomadLauncher, connect
+from rotator.adapters.nomad_files import JobText
 from rotator.adapters.process import ProcessLauncher
 from rotator.adapters.vllm import VllmControl
 from rotator.config import ConfigError, FleetConfig, load
 from rotator.core.lifecycle import is_live
 from rotator.core.values import Command, CommandKind
-from rotator.ports import Launcher, RotatorError
+from rotator.ports import Launcher, LauncherNews, LaunchError, RotatorError
 from rotator.service.api import create_api
 from rotator.service.directory import FleetDirectory
 from rotator.service.events import EventBus
@@ -35,6 +38,7 @@ from rotator.service.gateway import Gateway
 from rotator.service.journal import Journal
 from rotator.service.keys import Keys
 from rotator.service.loop import Loop
+from rotator.service.mailbox import LauncherTold
 from rotator.service.metrics import Metrics
 from rotator.service.operator import Operator
 from rotator.service.setup import Setup
@@ -120,6 +124,9 @@ class _Service:
         }
         self._metrics = Metrics()
         traffic = Traffic(
+        nomad = self._nomad(state_dir)
+        if nomad is not None:
+            launchers["nomad"] = nomad
             queue_total_max=config.gateway.queue_total_max,
             on_demand=self._on_demand,
             on_request_end=self._on_request_end,
@@ -143,9 +150,26 @@ class _Service:
         finally:
             await control.close()
             await ledger.close()
+            if nomad is not None:
+                await nomad.close()
 
     def _on_demand(self, _: str) -> None:
         self._loop.tick()
+    def _nomad(self, state_dir: Path) -> NomadLauncher | None:
+        """None where the environment names no usable Nomad and no engine needs one; else raises LaunchError."""
+        config = self._config
+        try:
+            return connect(
+                config.nomad, os.environ, _service_id(state_dir), told=self._launcher_told, render=_render_job
+            )
+        except LaunchError:
+            if any(engine.launcher == "nomad" for engine in config.engines):
+                raise
+            return None
+
+    def _launcher_told(self, news: LauncherNews) -> None:
+        self._loop.tell(LauncherTold(news))
+
 
     def _on_request_end(self, model: str, waited_s: float, outcome: str) -> None:
         self._metrics.request_ended(model, waited_s, outcome)
@@ -307,3 +331,14 @@ def _service_id(state_dir: Path) -> str:
     with contextlib.suppress(FileExistsError), path.open("x") as f:
         f.write(secrets.token_hex(8))
     return path.read_text().strip()
+def _render_job(site: Path, name: str) -> JobText:
+    """Raises LaunchError with one line a problem."""
+    from rotator.jobs.findings import JobsError  # all of it is read only where a job comes from a site file
+    from rotator.jobs.render import render_text
+
+    try:
+        return JobText(*render_text(name, site))
+    except JobsError as e:
+        raise LaunchError("; ".join(e.problems)) from None
+
+

@@ -226,7 +226,7 @@ class Handle:
 @dataclass(frozen=True, slots=True)
 class LauncherNews:
     """What a launcher learned by itself and no engine's state follows from. ``topic`` is what it is about (``away``,
-    ``drift``, ``node``, ``log``): a later word on it replaces the former, an empty ``text`` takes it back.
+    ``drift``, ``node``, ``log``): a later word on it replaces the former, one that is ``over`` takes it back.
     ``engine`` is None for what concerns all of its engines. ``kind`` is the event's, e.g. ``nomad.away``."""
 
     launcher: str
@@ -234,6 +234,7 @@ class LauncherNews:
     topic: str
     kind: str
     text: str
+    over: bool = False
 
 
 class Launcher(Protocol):

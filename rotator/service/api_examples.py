@@ -39,6 +39,7 @@ ENGINES: list[dict[str, Any]] = [
         "sleeps": 11,
         "bytes_moved": 1540 * _GIB,
         "log_path": "/var/lib/rotator/logs/glm-5.1.log",
+        "notes": [],
         "held_by": "reservation 3 (evaluation)",
         "held_until_wall_s": 1767232800.0,
         "masters_bytes": 0,

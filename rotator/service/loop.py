@@ -34,7 +34,7 @@ from rotator.core.values import (
     Step,
     Swap,
 )
-from rotator.ports import DeviceError, GpuReading, Handle, Recovered
+from rotator.ports import DeviceError, GpuReading, Handle, LauncherNews, Recovered
 from rotator.service.adoption import Adopter
 from rotator.service.burial import Undertaker
 from rotator.service.calendar import Keeper
@@ -46,6 +46,7 @@ from rotator.service.mailbox import (
     Do,
     Exited,
     GpuRead,
+    LauncherTold,
     Learned,
     Message,
     Moved,
@@ -87,6 +88,7 @@ class Loop:
         self.last_plan = Plan()
         self.adopting = True
         self.draining = False
+        self.launcher_notes: dict[str, str] = {}  # by topic: what concerns all engines of a launcher
         self.bugs = 0  # decisions that raised; shown by readiness
         self.rebuild: Callable[[EngineName], None] | None = None  # takes a changed configuration over, once it is down
         self._runner = SwapRunner(world, self, self.undertaker)
@@ -258,6 +260,8 @@ class Loop:
                 self._pids_read(name, ref, pids)
             case Unhealthy(name, ok):
                 self._health(name, ok)
+            case LauncherTold(news):
+                self._launcher_told(news)
             case Asked():
                 self.desk.take(message)
             case Do(action, done):
@@ -358,6 +362,18 @@ class Loop:
         if engine.unhealthy_probes >= self.world.config.recovery.health_failures_max:
             engine.unhealthy_probes = 0
             self._apply(name, Event.FAULT, Facts("it did not answer /health several times in a row"))
+
+    def _launcher_told(self, news: LauncherNews) -> None:
+        """Shown and published; no engine's state follows from it."""
+        engine = self.fleet.engines.get(news.engine) if news.engine is not None else None
+        if news.engine is not None and engine is None:
+            return
+        notes = self.launcher_notes if engine is None else engine.notes
+        if news.over:
+            notes.pop(news.topic, None)
+        else:
+            notes[news.topic] = news.text
+        self.world.bus.publish(news.kind, news.engine, launcher=news.launcher, topic=news.topic, reason=news.text)
 
     def _pids_read(self, name: EngineName, ref: object, pids: frozenset[int]) -> None:
         engine = self.fleet.engines.get(name)

@@ -79,6 +79,7 @@ class EngineView:
     sleeps: int
     bytes_moved: int
     log_path: str
+    notes: tuple[str, ...] = ()  # what its launcher has to say of it: a job that drifted, a node that is drained
     held_by: str = ""  # the entry of the calendar that keeps it awake now, in words
     held_until_wall_s: float | None = None
     masters_bytes: int = 0  # host RAM that its masters take now

@@ -76,6 +76,7 @@ class Operator:
             blockers.append("shutting down")
         if not loop.world.ledger.healthy:
             reasons.append("the ledger cannot be written: engines that are awake serve on, no transition starts")
+        reasons += loop.launcher_notes.values()
         if loop.bugs:
             reasons.append(f"{loop.bugs} decisions failed by an internal error: see the service's log, and report it")
         return Readiness(not blockers, (*blockers, *reasons))

@@ -96,6 +96,7 @@ class EngineRuntime:
     after_stop: Event = Event.GONE
     watch: asyncio.Task[None] | None = None
     unhealthy_probes: int = 0
+    notes: dict[str, str] = field(default_factory=dict)  # by topic: what its launcher has to say of it
     unseen: bool = False  # nobody could tell whether it runs: its launcher did not answer
 
     @property

@@ -48,6 +48,7 @@ def engine_view(loop: Loop, engine: EngineRuntime) -> EngineView:
         bytes_moved=engine.counters.bytes_moved,
         log_path=engine.spec.log_path,
         held_by=hold.said if hold else "",
+        notes=tuple(engine.notes.values()),
         held_until_wall_s=hold.ends_wall_s if hold else None,
         masters_bytes=engine.masters_bytes,
     )
