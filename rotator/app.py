@@ -41,11 +41,13 @@ from rotator.service.loop import Loop
 from rotator.service.mailbox import LauncherTold
 from rotator.service.metrics import Metrics
 from rotator.service.operator import Operator
+from rotator.service.sessions import Sessions
 from rotator.service.setup import Setup
 from rotator.service.timers import Timers
 from rotator.service.traffic import Traffic
 from rotator.service.wire import CorkedProtocol
 from rotator.service.world import World
+from rotator.web.house import open_page
 
 _log = logging.getLogger("rotator")
 _INVENTORY_S = 10.0
@@ -182,7 +184,8 @@ class _Service:
 
     async def _serve(self, world: World) -> None:
         config = self._config
-        keys = Keys(config.keys, config.bind)
+        sessions = Sessions(_page_secret(config.state_dir), config.keys, config.page.session_h * 3600)
+        keys = Keys(config.keys, config.bind, sessions)
         self._metrics.watch(world.traffic)
         self._gateway = gateway = Gateway(
             traffic=world.traffic,
@@ -201,12 +204,15 @@ class _Service:
             guard=keys.guard,
             metrics_registry=self._metrics.registry,
         )
-        server = _Server(uvicorn_config(Front(gateway, api), config))
+        page = open_page(self._operator, world.bus, api, keys, config.page, config.state_dir / "logs" / "page.log")
+        server = _Server(uvicorn_config(Front(gateway, api, page), config))
         self._on_signals()
         try:
             await self._until_stopped(server, world)
         finally:
             await gateway.close()
+            if page is not None:
+                await page.close()
 
     async def _until_stopped(self, server: "_Server", world: World) -> None:
         serving = asyncio.create_task(server.serve([self._listener]))
@@ -342,3 +348,9 @@ def _render_job(site: Path, name: str) -> JobText:
         raise LaunchError("; ".join(e.problems)) from None
 
 
+def _page_secret(state_dir: Path) -> str:
+    """Signs the page's sessions, over all of this service's lives. Only its own user may read it."""
+    path = state_dir / "page_secret"
+    with contextlib.suppress(FileExistsError), open(path, "x", opener=lambda p, flags: os.open(p, flags, 0o600)) as f:
+        f.write(secrets.token_hex(32))
+    return path.read_text().strip()

@@ -1,4 +1,4 @@
-"""Sessions of people at the page: a signed token that stands for a key, so that no browser has to keep the key itself."""
+"""Sessions of people at the page: a signed token stands for a key, so that no browser has to keep the key itself."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
