@@ -15,8 +15,10 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from rotator.adapters.attach import AttachLauncher
+from rotator.adapters.agents import Agents
+from rotator.adapters.attach_remote import FleetAttach
 from rotator.adapters.devices import NvmlDevices
+from rotator.adapters.fleet_devices import FleetDevices
 from rotator.adapters.host import read_host_memory
 from rotator.adapters.ledger import SqlLedger
 from rotator.adapters.loopback import free_loopback_port
@@ -28,7 +30,7 @@ from rotator.adapters.vllm import VllmControl
 from rotator.config import ConfigError, FleetConfig, load
 from rotator.core.lifecycle import is_live
 from rotator.core.values import Command, CommandKind
-from rotator.ports import Launcher, LauncherNews, LaunchError, RotatorError
+from rotator.ports import Launcher, LauncherNews, LaunchError, Recovered, RotatorError
 from rotator.service.api import create_api
 from rotator.service.directory import FleetDirectory
 from rotator.service.events import EventBus
@@ -88,15 +90,14 @@ class _Service:
             self._setup = Setup(loop, weight_bytes, free_loopback_port)
             loop.rebuild = self._setup.rebuild
             recovered = await world.ledger.recover()
-            inventory = await world.devices.inventory(deadline_s=_INVENTORY_S)
-            if problems := fleet.configure_gpus(self._config, inventory):
-                raise ConfigError(problems)
-            await world.ledger.put_gpus([g.info for g in fleet.gpus.values()])
-            self._setup.build(recovered.engines)
+            await self._find_gpus(world, fleet, recovered)
+            self._setup.build(recovered.engines, recovered.residencies)
+            if world.nodes is not None:
+                await world.nodes.look(deadline_s=_INVENTORY_S)  # agents learn where this fleet's engines listen
             fleet.remember(recovered)
             self._operator = Operator(loop, self._reload, str(self._path))
             deciding = asyncio.create_task(loop.run(recovered))
-            timers = Timers(loop)
+            timers = Timers(loop, on_nodes=self._setup.budget_nodes)
             timers.start()
             try:
                 await self._serve(world)
@@ -106,12 +107,30 @@ class _Service:
                 await asyncio.gather(deciding, return_exceptions=True)
         return 0
 
+    async def _find_gpus(self, world: World, fleet: Fleet, recovered: Recovered) -> None:
+        """What every machine has. A node that does not answer has what it had when it was last seen."""
+        if world.nodes is not None:
+            world.nodes.remember(recovered.nodes)
+            for record in await world.nodes.look(deadline_s=_INVENTORY_S):
+                await world.ledger.put_node(record)
+        inventory = await world.devices.inventory(deadline_s=_INVENTORY_S)
+        seen = {info.node for info in inventory}
+        others = {node.name for node in self._config.nodes} - seen
+        remembered = tuple(info for info in recovered.gpus if info.node in others)
+        if problems := fleet.configure_gpus(self._config, (*inventory, *remembered)):
+            raise ConfigError(problems)
+        for info in remembered:
+            if info.id in fleet.gpus and world.nodes is not None:
+                fleet.gpus[info.id].unreadable = world.nodes.known(info.node).reason or "its agent lists no GPU"
+        await world.ledger.put_gpus([g.info for g in fleet.gpus.values()])
+
     # -- parts -------------------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
     async def _world(self) -> AsyncIterator[tuple[World, Fleet]]:
         config = self._config
         state_dir = _state_dir(config)
+        self._agents = agents = Agents(config.nodes)
         url = config.ledger.url or f"sqlite:///{state_dir / 'ledger.db'}"
         ledger = await SqlLedger.open(
             url,
@@ -119,10 +138,11 @@ class _Service:
             sample_retention_h=config.devices.sample_retention_h,
             retention_days=config.ledger.retention_days,
         )
-        control = VllmControl()
+        own = None if config.devices.gpus == () else NvmlDevices()
+        control = VllmControl(doors=agents.door)
         launchers: dict[str, Launcher] = {
             "process": ProcessLauncher(state_dir, _service_id(state_dir)),
-            "attach": AttachLauncher(),
+            "attach": FleetAttach(agents),
         }
         self._metrics = Metrics()
         traffic = Traffic(
@@ -138,7 +158,7 @@ class _Service:
             yield (
                 World(
                     config,
-                    NvmlDevices(),
+                    FleetDevices(own, agents),
                     control,
                     launchers,
                     ledger,
@@ -146,11 +166,15 @@ class _Service:
                     traffic,
                     EventBus(),
                     read_host_memory,
+                    agents if config.nodes else None,
                 ),
                 Fleet(config, traffic),
             )
         finally:
             await control.close()
+            await ledger.close()
+            await control.close()
+            await agents.close()
             await ledger.close()
             if nomad is not None:
                 await nomad.close()
@@ -162,7 +186,12 @@ class _Service:
         config = self._config
         try:
             return connect(
-                config.nomad, os.environ, _service_id(state_dir), told=self._launcher_told, render=_render_job
+                config.nomad,
+                os.environ,
+                _service_id(state_dir),
+                told=self._launcher_told,
+                render=_render_job,
+                agents=self._agents,
             )
         except LaunchError:
             if any(engine.launcher == "nomad" for engine in config.engines):
@@ -194,6 +223,7 @@ class _Service:
             bus=world.bus,
             metrics=self._metrics,
             authorize=keys.authorize,
+            doors=self._agents.door,
             guard=keys.guard,
             identify=keys.client if config.keys else None,
         )

@@ -24,7 +24,7 @@ from rotator.config_watchdog import WatchdogConfig, WebhookConfig
 from rotator.core.values import Level
 
 GIB = 1 << 30
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
+ENGINE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
 
 
 class ConfigError(Exception):
@@ -113,7 +113,7 @@ def _max_num_seqs(command: tuple[str, ...]) -> int | None:
 
 
 class EngineConfig(Section):
-    name: str = Field(pattern=_NAME, description="the engine's name, and the model name that clients ask for")
+    name: str = Field(pattern=ENGINE_NAME, description="the engine's name, and the model name that clients ask for")
     aliases: tuple[str, ...] = ()
     served_model: str | None = Field(
         default=None, description="the name the engine itself serves; its own name if absent"

@@ -13,7 +13,7 @@ LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
 class NodeConfig(Section):
-    """One machine with GPUs and a ``rotator agent``. The service's own machine needs no entry: its GPUs have bare names."""
+    """One machine with GPUs and a ``rotator agent``. The service's own needs no entry: its GPUs have bare names."""
 
     name: str = Field(pattern=NODE_NAME, description="its GPUs are `<name>/<index>` or `<name>/<UUID>`")
     agent: HttpUrl = Field(description="where its agent listens, e.g. https://10.0.0.5:8411")
@@ -23,7 +23,7 @@ class NodeConfig(Section):
     ca: Path | None = Field(default=None, description="certificate of who signed the agent's; `rotator agent certs`")
     cert: Path | None = Field(default=None, description="this service's own certificate, shown to the agent")
     key: Path | None = Field(default=None, description="and its private key")
-    token_file: Path | None = Field(default=None, description="file with the word that both sides know")
+    token_file: Path = Field(description="file with the word that both sides know; `rotator agent certs` makes one")
     gpus: Literal["all"] | tuple[int | str, ...] = Field(
         default="all", description="its NVML indices or UUIDs that the service may use"
     )

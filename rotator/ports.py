@@ -518,7 +518,8 @@ class Ledger(Protocol):
         limit: int = 100,
         cursor: str | None = None,
     ) -> Page:
-        """Rows of gpus, engines, residencies, leases, transitions, decisions, reservations, vram_samples, requests, nodes."""
+        """Rows of gpus, engines, residencies, leases, transitions, decisions, reservations, requests, nodes and
+        vram_samples."""
         ...
 
     @property

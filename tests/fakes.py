@@ -292,7 +292,8 @@ class FakeLedger:
     async def recover(self) -> Recovered:
         unfinished = tuple(OpenTransition(i, t) for i, (t, o) in self.transitions.items() if o is None)
         residencies, reservations = tuple(self.residencies.values()), tuple(self.reservations.values())
-        return Recovered(dict(self.engines), residencies, (), unfinished, frozenset(self.cordons), reservations)
+        cordons = frozenset(self.cordons)
+        return Recovered(dict(self.engines), residencies, (), unfinished, cordons, reservations=reservations)
 
     async def open_transition(self, intent: Intent) -> int:
         self._write()

@@ -11,6 +11,7 @@ from rotator.adapters.vllm_dialect import Dialect, Mode, dialect_of
 from rotator.adapters.vllm_http import Answer, Deadline, EngineHttp, Exchange
 from rotator.core.values import Level
 from rotator.ports import EngineCounters, EngineError, EngineRefused, EngineUnreachable, Generation, Probe
+from rotator.ports_nodes import Doors
 
 log = logging.getLogger(__name__)
 
@@ -18,10 +19,12 @@ log = logging.getLogger(__name__)
 class VllmControl:
     """EngineControl over HTTP. Every method raises EngineTimeout, EngineUnreachable or EngineRefused, and nothing else.
     ``connect_s`` bounds a connection's set-up: an engine on loopback answers that at once or not at all. ``exchange``
-    carries the requests instead of HTTP: simulations replace the network there."""
+    carries the requests instead of HTTP: simulations replace the network there. ``doors`` lets them through agents."""
 
-    def __init__(self, *, connect_s: float = 5.0, exchange: Exchange | None = None) -> None:
-        self._http = EngineHttp(connect_s=connect_s, exchange=exchange)
+    def __init__(
+        self, *, connect_s: float = 5.0, exchange: Exchange | None = None, doors: Doors = lambda _: None
+    ) -> None:
+        self._http = EngineHttp(connect_s=connect_s, exchange=exchange, doors=doors)
         self._noted: set[tuple[str, str]] = set()
 
     async def version(self, url: str, *, deadline_s: float) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import typer
 
 from rotator import __version__
-from rotator.cli import act, capacity, ledger_files, local, look, replay, simulate, soak
+from rotator.cli import act, agent, capacity, ledger_files, local, look, replay, simulate, soak
 from rotator.cli.client import Transport
 from rotator.cli.errors import EPILOG, PROBLEM, CliError
 
@@ -54,6 +54,9 @@ for _action, _help in (
     ("unpin", "Let an engine be evicted again."),
 ):
     app.command(_action)(act.engine_setting(_action, _help))
+
+
+app.add_typer(agent.agent_app, name="agent")
 
 
 def run(arguments: Sequence[str], transport: Transport | None = None) -> int:

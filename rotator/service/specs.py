@@ -4,17 +4,22 @@ from pathlib import Path
 from typing import Any
 
 from rotator.config import EngineConfig
+from rotator.config_nodes import split_gpu
 from rotator.ports import GpuInfo, JobSpec, LaunchSpec
 
 # A sleeping engine is asked by development endpoints only; they are safe because it listens on loopback alone.
 _ALWAYS = {"VLLM_SERVER_DEV_MODE": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
-def launch_spec(config: EngineConfig, url: str, gpus: tuple[GpuInfo, ...], state_dir: Path) -> LaunchSpec:
-    """Fill in ``{port}``, ``{name}``, ``{gpus}`` (NVML indices, comma-separated) and ``{tp}`` (how many)."""
+def launch_spec(
+    config: EngineConfig, url: str, gpus: tuple[GpuInfo, ...], state_dir: Path, port: int | None = None
+) -> LaunchSpec:
+    """Fill in ``{port}``, ``{name}``, ``{gpus}`` (NVML indices, comma-separated) and ``{tp}`` (how many). ``port`` is
+    the engine's on its own node, where that is not the URL's."""
+    listens = str(port) if port else url.rsplit(":", 1)[1]
     indices = tuple(info.index for info in gpus)
     named = ",".join(map(str, indices))
-    places = {"{port}": url.rsplit(":", 1)[1], "{name}": config.name, "{gpus}": named, "{tp}": str(len(gpus))}
+    places = {"{port}": listens, "{name}": config.name, "{gpus}": named, "{tp}": str(len(gpus))}
     env = {**_ALWAYS, "CUDA_VISIBLE_DEVICES": named, **config.env}
     return LaunchSpec(
         engine=config.name,
@@ -26,7 +31,9 @@ def launch_spec(config: EngineConfig, url: str, gpus: tuple[GpuInfo, ...], state
         gpu_indices=indices,
         workdir=config.workdir,
         stop_grace_s=config.stop_grace_s,
-        job=_job(config, places, tuple(info.id for info in gpus)),
+        nodes=tuple(dict.fromkeys(info.node for info in gpus)),
+        port=int(listens) if listens.isdigit() else 0,
+        job=_job(config, places, tuple(split_gpu(info.id)[1] for info in gpus)),
     )
 
 

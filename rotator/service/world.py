@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from rotator.config import FleetConfig
 from rotator.ports import Devices, EngineControl, HostMemory, Launcher, Ledger
+from rotator.ports_nodes import Nodes
+from rotator.ports_watchdog import BLIND, Senses
 from rotator.service.events import EventBus
 from rotator.service.journal import Journal
 from rotator.service.traffic import Traffic
@@ -23,3 +25,5 @@ class World:
     traffic: Traffic
     bus: EventBus
     host: Callable[[], HostMemory]
+    nodes: Nodes | None = None  # other machines
+    senses: Senses = BLIND  # what the watchdog sees by

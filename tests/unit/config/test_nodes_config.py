@@ -46,7 +46,10 @@ def test_a_node_that_cannot_be_reached_safely_is_refused_with_the_fix(change: di
 
 
 def test_a_node_on_loopback_may_go_without_certificates() -> None:
-    assert read([{"name": "gpu2", "agent": "http://127.0.0.1:8411"}]).nodes[0].token_file is None
+    node = {"name": "gpu2", "agent": "http://127.0.0.1:8411", "token_file": "token"}
+    assert read([node]).nodes[0].cert is None
+    with pytest.raises(ConfigError, match="token_file"):
+        read([{**node, "token_file": None}])
 
 
 def test_two_nodes_cannot_have_one_name_or_one_agent() -> None:
