@@ -42,6 +42,7 @@ class KnownBroken(Section):
     fix: str
     source: str
     severity: Literal["error", "warning"] = "error"
+    at_start: bool = Field(default=False, description="it never starts like this: the doctor refuses the launch")
 
 
 @dataclass(frozen=True, slots=True)
