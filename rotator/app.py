@@ -144,11 +144,11 @@ class _Service:
             "process": ProcessLauncher(state_dir, _service_id(state_dir)),
             "attach": FleetAttach(agents),
         }
-        self._metrics = Metrics()
-        traffic = Traffic(
         nomad = self._nomad(state_dir)
         if nomad is not None:
             launchers["nomad"] = nomad
+        self._metrics = Metrics()
+        traffic = Traffic(
             queue_total_max=config.gateway.queue_total_max,
             on_demand=self._on_demand,
             on_request_end=self._on_request_end,
@@ -171,16 +171,12 @@ class _Service:
                 Fleet(config, traffic),
             )
         finally:
-            await control.close()
-            await ledger.close()
+            if nomad is not None:
+                await nomad.close()
             await control.close()
             await agents.close()
             await ledger.close()
-            if nomad is not None:
-                await nomad.close()
 
-    def _on_demand(self, _: str) -> None:
-        self._loop.tick()
     def _nomad(self, state_dir: Path) -> NomadLauncher | None:
         """None where the environment names no usable Nomad and no engine needs one; else raises LaunchError."""
         config = self._config
@@ -201,6 +197,8 @@ class _Service:
     def _launcher_told(self, news: LauncherNews) -> None:
         self._loop.tell(LauncherTold(news))
 
+    def _on_demand(self, _: str) -> None:
+        self._loop.tick()
 
     def _on_request_end(self, model: str, waited_s: float, outcome: str) -> None:
         self._metrics.request_ended(model, waited_s, outcome)
@@ -223,9 +221,9 @@ class _Service:
             bus=world.bus,
             metrics=self._metrics,
             authorize=keys.authorize,
-            doors=self._agents.door,
             guard=keys.guard,
             identify=keys.client if config.keys else None,
+            doors=self._agents.door,
         )
         api = create_api(
             self._operator,
@@ -361,12 +359,6 @@ def _state_dir(config: FleetConfig) -> Path:
     return config.state_dir
 
 
-def _service_id(state_dir: Path) -> str:
-    """Marks this service's engines among those of others, over all its lives."""
-    path = state_dir / "service_id"
-    with contextlib.suppress(FileExistsError), path.open("x") as f:
-        f.write(secrets.token_hex(8))
-    return path.read_text().strip()
 def _render_job(site: Path, name: str) -> JobText:
     """Raises LaunchError with one line a problem."""
     from rotator.jobs.findings import JobsError  # all of it is read only where a job comes from a site file
@@ -376,6 +368,14 @@ def _render_job(site: Path, name: str) -> JobText:
         return JobText(*render_text(name, site))
     except JobsError as e:
         raise LaunchError("; ".join(e.problems)) from None
+
+
+def _service_id(state_dir: Path) -> str:
+    """Marks this service's engines among those of others, over all its lives."""
+    path = state_dir / "service_id"
+    with contextlib.suppress(FileExistsError), path.open("x") as f:
+        f.write(secrets.token_hex(8))
+    return path.read_text().strip()
 
 
 def _page_secret(state_dir: Path) -> str:
