@@ -11,6 +11,7 @@ from rotator.config import FleetConfig, parse
 from rotator.core.values import GpuId, Level, State
 from rotator.ports import (
     DeviceTimeout,
+    EngineCounters,
     EngineRecord,
     EngineRefused,
     EngineTimeout,
@@ -74,6 +75,9 @@ class FakeEngine:
     ready_at_s: float = 0.0
     ended: asyncio.Future[str] | None = None
     launches: int = 0
+    generated: float = 0.0
+    tokens_a_look: float = 0.0
+    busy: int = 0
 
     def held(self) -> int:
         if not self.running:
@@ -207,6 +211,15 @@ class FakeControl:
             return Generation((7,) * 8, (-9.0,) * 8, (None,) * 8, "garbage out")
         ids = tuple((len(engine.name) * 31 + (probe.seed or 0) + i) % 1000 + 1 for i in range(probe.max_tokens))
         return Generation(ids, (-0.5,) * len(ids), (-3.0,) * len(ids), f"{engine.name} says hello")
+
+    async def metrics(self, url: str, *, deadline_s: float) -> str:
+        return f"generated {(await self.counters(url, deadline_s=deadline_s)).generated}"
+
+    async def counters(self, url: str, *, deadline_s: float) -> EngineCounters:
+        engine = self._box.at(url)  # answered by the API server, also while the engine's core hangs
+        if not engine.hang:
+            engine.generated += engine.tokens_a_look
+        return EngineCounters(running=engine.busy, generated=engine.generated)
 
     async def close(self) -> None: ...
 

@@ -114,6 +114,7 @@ class Planning:
         self._engines = snapshot.engines
         self._policy = snapshot.policy
         self._unreadable = {g.id for g in snapshot.gpus.values() if g.health is Health.UNKNOWN} | self.room.missing
+        self._cordons = {g.id: g.cordoned for g in snapshot.gpus.values() if g.cordoned or g.health is Health.CORDONED}
         self._unfit = {g.id for g in snapshot.gpus.values() if g.health is Health.CORDONED} | self._unreadable
         self._closed: dict[GpuId, str] = dict.fromkeys(snapshot.claimed, "a transition is under way")
         for engine in self.room.moving:
@@ -215,9 +216,10 @@ class Planning:
         return None
 
     def _unhealthy(self, engine: Engine, command: Command | None, bad: Set[GpuId]) -> Blocked:
+        if bad is self._unfit and (gpu := next((g for g in engine.gpus if g in self._cordons), None)) is not None:
+            why = f" ({self._cordons[gpu]})" if self._cordons[gpu] else ""  # it lasts, so it goes before what passes
+            return Blocked(engine.name, BlockKind.CORDONED, f"{gpu} is cordoned{why}: uncordon it", None, command)
         gpu = next(gpu for gpu in engine.gpus if gpu in bad)
-        if gpu not in self._unreadable:
-            return Blocked(engine.name, BlockKind.CORDONED, f"{gpu} is cordoned: uncordon it", None, command)
         reason = f"{gpu} cannot be read: nothing begins there until it can"
         return Blocked(engine.name, BlockKind.GPU_UNKNOWN, reason, None, command)
 

@@ -22,6 +22,7 @@ from rotator.core.ladder import descents
 from rotator.core.lifecycle import is_moving
 from rotator.core.placement import gib
 from rotator.core.policy import by_turn
+from rotator.core.recycle import recycling
 from rotator.core.values import (
     Blocked,
     BlockKind,
@@ -60,7 +61,12 @@ def plan(snapshot: Snapshot) -> Plan:
     sinking = descents(snapshot, planning.room, planning.host_free_bytes)
     for descent in sinking.due:
         planning.sink(descent)
+    restarts = recycling(snapshot, planning.room)
+    for descent in restarts.due:
+        planning.sink(descent)
     look_again_s = [b.until_s for b in planning.blocked if b.until_s is not None]
+    if restarts.look_again_at_s is not None:
+        look_again_s.append(restarts.look_again_at_s)
     if sinking.look_again_at_s is not None:
         look_again_s.append(sinking.look_again_at_s)
     if schedule.look_again_at_s is not None:

@@ -9,7 +9,7 @@ from typing import Any
 from rotator.core.lifecycle import Event
 from rotator.core.values import Action, GpuId, State
 from rotator.ports import DeviceError, GpuReading, LaunchError, LedgerError
-from rotator.service.accounting import read_gpus, wait_drained
+from rotator.service.accounting import gib, read_gpus, wait_drained
 from rotator.service.journal import Entry
 from rotator.service.owner import Facts, Owner
 from rotator.service.records import EngineRuntime
@@ -53,7 +53,8 @@ class Undertaker:
         left = await self._bytes_left(engine, pids)
         words = reason
         if left:
-            words = f"{reason}; its processes are gone but {left} did not come back: look for leftover holders"
+            holders = await self._holders(engine)
+            words = f"{reason}; its processes are gone but {left} did not come back: {holders}"
         stays = words != reason or engine.config.launcher == "attach"
         facts = Facts(words, pids=frozenset(), held_bytes={})
         await self._owner.moved(name, end, facts, await self._readings(engine) if stays else None)
@@ -118,6 +119,20 @@ class Undertaker:
             read_deadline_s=self._world.config.devices.read_deadline_s,
             patience_s=self._world.config.recovery.vram_drain_deadline_s,
         )
+
+    async def _holders(self, engine: EngineRuntime) -> str:
+        """Who else holds bytes on its GPUs, by name, where the driver tells."""
+        own = frozenset(pid for other in self._owner.all_runtimes() if other is not engine for pid in other.pids)
+        found: dict[int, int] = {}
+        for reading in (await self._readings(engine)).values():
+            for pid, size in (reading.by_pid or {}).items():
+                if pid not in own and size:
+                    found[pid] = found.get(pid, 0) + size
+        if not found:
+            return "the driver names no process that holds them: look with `nvidia-smi` and `fuser -v /dev/nvidia*`"
+        names = await self._world.senses.evidence.names(frozenset(found))
+        told = ", ".join(f"{pid} ({names.get(pid, 'unknown here')}) {gib(size)}" for pid, size in found.items())
+        return f"held by {told}"
 
     async def _readings(self, engine: EngineRuntime) -> dict[GpuId, GpuReading]:
         try:

@@ -46,6 +46,7 @@ def engine_seen(
         unified=unified,
         elastic=config.elastic,
         kv_bytes=(engine.kv_bytes,) * len(engine.gpus),
+        restart_why=engine.restart_why,
         masters_bytes=engine.masters_bytes if sinks or engine.state is not State.AWAKE else 0,
     )
 
