@@ -236,6 +236,9 @@ class CanaryConfig(Section):
 
 
 class RecoveryConfig(Section):
+    preflight: bool = Field(
+        default=True, description="look before each launch for what surely prevents it, and do not launch then"
+    )
     backoff_first_s: float = Field(default=5, gt=0)
     backoff_max_s: float = Field(default=600, gt=0)
     vram_drain_deadline_s: float = Field(

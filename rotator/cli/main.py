@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import typer
 
 from rotator import __version__
-from rotator.cli import act, agent, capacity, ledger_files, local, look, replay, simulate, soak
+from rotator.cli import act, agent, capacity, doctor, ledger_files, local, look, replay, simulate, soak
 from rotator.cli.client import Transport
 from rotator.cli.errors import EPILOG, PROBLEM, CliError
 
@@ -35,7 +35,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     *(local.serve, local.check, local.schema, local.key, local.demo),
     *(look.status, look.engines, look.gpus, look.queue, look.plan, look.ledger, look.events),
     *(act.wake, act.sleep, act.swap, act.cordon, act.reload),
-    *(ledger_files.ledger_backup, ledger_files.ledger_restore),
+    *(doctor.doctor, ledger_files.ledger_backup, ledger_files.ledger_restore),
     *(act.reserve, look.reservations, act.unreserve),
     *(capacity.capacity, replay.replay),
     *(simulate.simulate, simulate.trace, soak.soak),
