@@ -65,11 +65,18 @@ layers: $(VENV)/.ready-to-test
 docs: $(VENV)/.ready-to-test
 	$(BIN)/rotator schema > docs/fleet.schema.json
 	$(BIN)/rotator schema --markdown > docs/configuration.md
+	$(BIN)/rotator jobs schema recipe > docs/recipe.schema.json
+	$(BIN)/rotator jobs schema site > docs/site.schema.json
+	$(BIN)/rotator jobs schema --markdown > docs/jobs-keys.md
 
 docs-current: $(VENV)/.ready-to-test
 	@for pair in "--no-markdown docs/fleet.schema.json" "--markdown docs/configuration.md"; do \
 	  set -- $$pair; \
 	  $(BIN)/rotator schema $$1 | diff -u "$$2" - || { echo "$$2 is not current: run 'make docs'" >&2; exit 1; }; \
+	done
+	@for pair in "recipe docs/recipe.schema.json" "site docs/site.schema.json" "--markdown docs/jobs-keys.md"; do \
+	  set -- $$pair; \
+	  $(BIN)/rotator jobs schema $$1 | diff -u "$$2" - || { echo "$$2 is not current: run 'make docs'" >&2; exit 1; }; \
 	done
 
 check: test lint types layers docs-current

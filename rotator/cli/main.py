@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import typer
 
 from rotator import __version__
-from rotator.cli import act, agent, capacity, doctor, ledger_files, local, look, replay, simulate, soak
+from rotator.cli import act, agent, capacity, doctor, incidents, jobs, ledger_files, local, look, replay, simulate, soak
 from rotator.cli.client import Transport
 from rotator.cli.errors import EPILOG, PROBLEM, CliError
 
@@ -42,6 +42,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
 )
 for _command in _COMMANDS:
     app.command()(_command)
+app.add_typer(incidents.app, name="incidents")
 for _action, _help in (
     ("start", "Start an engine."),
     ("stop", "Stop an engine and free all it holds."),
@@ -57,6 +58,7 @@ for _action, _help in (
 
 
 app.add_typer(agent.agent_app, name="agent")
+app.add_typer(jobs.jobs_app, name="jobs")
 
 
 def run(arguments: Sequence[str], transport: Transport | None = None) -> int:

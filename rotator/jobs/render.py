@@ -223,7 +223,7 @@ def utilization(args: Mapping[str, Value]) -> float:
 def _lease(site: Site, node: str) -> Rendered:
     if site.lease is None:
         raise JobsError("lease: is not in the site file: add it")
-    values = {
+    values: dict[str, Any] = {
         "job_id": f"gpu-lease-{node}",
         "namespace": site.namespace,
         "node_pool": site.nodes[node].node_pool,

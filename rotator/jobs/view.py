@@ -10,7 +10,7 @@ from rotator.jobs.render import Rendered
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """``words``: program and arguments. ``is_partial``: expressions hide some of them, so nothing is said to be missing."""
+    """``words``: program and arguments. ``is_partial``: expressions hide some, so nothing is said to be missing."""
 
     place: str
     words: tuple[str, ...]
@@ -41,7 +41,7 @@ class View:
 class Facts:
     """What recipe and site know of an engine beyond its job."""
 
-    situation: Situation = Situation()
+    situation: Situation = field(default_factory=Situation)
     is_multimodal: bool | None = None
     is_hybrid: bool | None = None
     masters_mib: int | None = None
@@ -72,23 +72,16 @@ def of_rendered(rendered: Rendered) -> View:
 def command(rendered: Rendered, *, rank: int = 0) -> tuple[str, ...]:
     """The words that the job's template makes of its variables, on the node of this rank."""
     values = rendered.values
+    begins = [*values["entrypoint"], "/models/current", "--served-model-name", values["served_name"]]
     fixed = [
         *("--tensor-parallel-size", str(values["tensor_parallel"])),
         *("--pipeline-parallel-size", str(values["pipeline_parallel"])),
         "--enable-sleep-mode",
     ]
     if rendered.template == "engine-two-node":
-        fixed += [
-            "--nnodes",
-            "2",
-            "--master-addr",
-            values["master_address"],
-            "--master-port",
-            str(values["master_port"]),
-        ]
-        fixed += ["--node-rank", str(rank)]
+        fixed += ["--nnodes", "2", "--master-addr", values["master_address"]]
+        fixed += ["--master-port", str(values["master_port"]), "--node-rank", str(rank)]
     ends = ["--headless"] if rank else ["--host", "127.0.0.1", "--port", str(values["port"])]
-    begins = [*values["entrypoint"], "/models/current", "--served-model-name", values["served_name"]]
     return (*begins, *values["args"], *fixed, *ends)
 
 
@@ -100,11 +93,13 @@ def settings(view: View) -> dict[str, str]:
             continue
         name, has_value, value = word.partition("=")
         following = view.words[i + 1] if i + 1 < len(view.words) else ""
-        bare = following.startswith("-") and not _is_number(following)
-        found[name.replace("_", "-") if name.count(".") == 0 else name] = (
-            value if has_value else "" if bare else following
-        )
+        if not has_value:
+            value = "" if following.startswith("-") and not _is_number(following) else following
+        found[_LONG.get(name, name if "." in name else name.replace("_", "-"))] = value
     return found
+
+
+_LONG = {"-tp": "--tensor-parallel-size", "-pp": "--pipeline-parallel-size", "-dp": "--data-parallel-size"}
 
 
 def _is_number(word: str) -> bool:
