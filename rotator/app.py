@@ -18,20 +18,26 @@ import uvloop
 from rotator.adapters.agents import Agents
 from rotator.adapters.attach_remote import FleetAttach
 from rotator.adapters.devices import NvmlDevices
+from rotator.adapters.evidence import FileEvidence
 from rotator.adapters.fleet_devices import FleetDevices
+from rotator.adapters.gpu_reports import NvmlReports
 from rotator.adapters.host import read_host_memory
 from rotator.adapters.ledger import SqlLedger
+from rotator.adapters.logwatch import FileLogWatch
 from rotator.adapters.loopback import free_loopback_port
 from rotator.adapters.models import weight_bytes
 from rotator.adapters.nomad import NomadLauncher, connect
 from rotator.adapters.nomad_files import JobText
 from rotator.adapters.process import ProcessLauncher
 from rotator.adapters.vllm import VllmControl
+from rotator.adapters.webhooks import Webhooks
 from rotator.config import ConfigError, FleetConfig, load
 from rotator.core.lifecycle import is_live
 from rotator.core.values import Command, CommandKind
 from rotator.ports import Launcher, LauncherNews, LaunchError, Recovered, RotatorError
+from rotator.ports_watchdog import Senses
 from rotator.service.api import create_api
+from rotator.service.callouts import call_out
 from rotator.service.directory import FleetDirectory
 from rotator.service.events import EventBus
 from rotator.service.fleet import Fleet
@@ -99,10 +105,14 @@ class _Service:
             deciding = asyncio.create_task(loop.run(recovered))
             timers = Timers(loop, on_nodes=self._setup.budget_nodes)
             timers.start()
+            webhooks = Webhooks(self._config.webhooks, os.environ)
+            calling = asyncio.create_task(call_out(world.bus, webhooks.tell))
             try:
                 await self._serve(world)
             finally:
                 timers.stop()
+                calling.cancel()
+                await webhooks.close()
                 deciding.cancel()
                 await asyncio.gather(deciding, return_exceptions=True)
         return 0
@@ -141,7 +151,9 @@ class _Service:
         own = None if config.devices.gpus == () else NvmlDevices()
         control = VllmControl(doors=agents.door)
         launchers: dict[str, Launcher] = {
-            "process": ProcessLauncher(state_dir, _service_id(state_dir)),
+            "process": ProcessLauncher(
+                state_dir, _service_id(state_dir), nccl_trace=lambda: self._config.watchdog.evidence.nccl_trace
+            ),
             "attach": FleetAttach(agents),
         }
         nomad = self._nomad(state_dir)
@@ -167,6 +179,7 @@ class _Service:
                     EventBus(),
                     read_host_memory,
                     agents if config.nodes else None,
+                    self._senses(state_dir),
                 ),
                 Fleet(config, traffic),
             )
@@ -176,6 +189,10 @@ class _Service:
             await control.close()
             await agents.close()
             await ledger.close()
+
+    def _senses(self, state_dir: Path) -> Senses:
+        evidence = FileEvidence(state_dir, lambda: self._config.watchdog.evidence)
+        return Senses(NvmlReports(), FileLogWatch(state_dir), evidence)
 
     def _nomad(self, state_dir: Path) -> NomadLauncher | None:
         """None where the environment names no usable Nomad and no engine needs one; else raises LaunchError."""

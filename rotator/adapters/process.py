@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from rotator.adapters import cudalog, enginelog, exits
+from rotator.adapters import cudalog, enginelog, exits, flight_recorder
 from rotator.adapters.blocking import off_loop
 from rotator.adapters.environment import engine_environment
 from rotator.adapters.proctable import (
@@ -93,12 +93,14 @@ class ProcessLauncher:
         environ: Mapping[str, str] | None = None,
         log_rotate_bytes: int = 16 << 20,
         logs_kept: int = 5,
+        nccl_trace: Callable[[], bool] = lambda: False,
     ) -> None:
         self._state_dir = state_dir
         self._service_id = service_id
         self._environ = os.environ if environ is None else environ
         self._log_rotate_bytes = log_rotate_bytes
         self._logs_kept = logs_kept
+        self._nccl_trace = nccl_trace
         self._started: dict[EngineName, _Started] = {}
         self._seen: dict[EngineName, frozenset[Identity]] = {}  # members as last read: the mark may get lost
         self._reader = TableReader()
@@ -108,7 +110,8 @@ class ProcessLauncher:
     # -- start and find ----------------------------------------------------------------------------------------------
 
     async def start(self, spec: LaunchSpec) -> Handle:
-        environment = engine_environment(self._environ, spec, self._service_id)
+        trace = flight_recorder.environment(self._state_dir, spec.engine) if self._nccl_trace() else {}
+        environment = engine_environment(self._environ, spec, self._service_id, trace)
         check_command(spec, environment)
         spawning = asyncio.ensure_future(asyncio.to_thread(self._spawn, spec, environment))
         try:

@@ -12,6 +12,7 @@ from rotator.service import api_examples, problems
 from rotator.service.api_calendar import calendar_router
 from rotator.service.api_commands import admin_router, engine_router, swap_router
 from rotator.service.api_gate import Gate, Need
+from rotator.service.api_incidents import incident_router
 from rotator.service.api_models import Health, Index, ReadinessModel
 from rotator.service.api_views import journal_router, state_router
 from rotator.service.events import EventBus
@@ -56,6 +57,7 @@ def create_api(
     app.include_router(engine_router(ops, need))
     app.include_router(admin_router(ops, need))
     app.include_router(calendar_router(ops, need))
+    app.include_router(incident_router(ops, need))
     app.include_router(journal_router(ops, events, need, keepalive_s))
     app.include_router(state_router(ops, need))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign] # FastAPI's own way to adapt the description

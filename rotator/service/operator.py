@@ -3,7 +3,7 @@
 import asyncio
 import difflib
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -62,6 +62,15 @@ class Operator:
 
     async def ledger_rows(self, table: str, filters: Mapping[str, str], limit: int, cursor: str | None) -> Page:
         return await self._loop.world.ledger.query(table, filters=filters, limit=limit, cursor=cursor)
+
+    def incidents(self) -> tuple[Incident, ...]:
+        return self._loop.incidents.all()
+
+    async def incident(self, id: str) -> tuple[Incident, Mapping[str, Any]]:
+        return self._loop.incidents.get(id), await self._loop.world.senses.evidence.manifest(id)
+
+    def bundle(self, id: str) -> AsyncIterator[bytes]:
+        return self._loop.world.senses.evidence.bundle(self._loop.incidents.get(id).id)
 
     async def check_ledger(self) -> LedgerCheck:
         return await check_ledger(self._loop)

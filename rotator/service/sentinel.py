@@ -52,7 +52,8 @@ class Sentinel:
         for name in self._patients.keys() - {e.name for e in self._loop.all_runtimes()}:
             self._drop(name)
         engines = [self._examine(e) for e in self._loop.all_runtimes()]
-        gpus = [self._ask_gpu(g) for g in self._loop.fleet.gpus.values() if self._loop.world.config.watchdog.gpus]
+        local = [g for g in self._loop.fleet.gpus.values() if not g.info.node]
+        gpus = [self._ask_gpu(g) for g in local if self._loop.world.config.watchdog.gpus]
         for outcome in await asyncio.gather(*engines, *gpus, return_exceptions=True):
             if isinstance(outcome, Exception):
                 _log.error("watchdog: %r", outcome, exc_info=outcome)
