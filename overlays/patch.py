@@ -92,5 +92,6 @@ class Patch:
     required: bool  # if it fails, there is no bundle
     edit: Callable[[Files], None]
     probe: Callable[[Files], Verdict]
+    opt_in: bool = False  # in bundles only if asked for by name
     after: tuple[str, ...] = ()  # names of patches that are edited in before, if they are there
     optional_in: str = ""  # PEP 440; there a missing target is "not applicable", elsewhere within `releases` it fails

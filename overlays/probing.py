@@ -28,6 +28,7 @@ class Anything:
 
     def __init__(self, name: str = "anything") -> None:
         self.__name__ = self.__qualname__ = name
+        self.__version__ = "0"
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__"):

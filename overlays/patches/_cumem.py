@@ -40,13 +40,14 @@ class DriverError(RuntimeError):
 class FakeDriver:
     """cuMem* with real bytes and the C extension's habits: one error code for the process, no undo.
 
-    `fail[call]` is how many calls of that name succeed before one fails. Addresses are numbers; what is mapped has
-    bytes, filled with 0xFF when it is new.
+    `fail[call]` is how many calls of that name succeed before one fails, `lasting[call]` before all do. Addresses are
+    numbers; what is mapped has bytes, filled with 0xFF when it is new.
     """
 
     def __init__(self, order: list[str]) -> None:
         self.order = order
         self.fail: dict[str, int] = {}
+        self.lasting: dict[str, int] = {}
         self.error = ""  # the process-wide error code
         self.handles: dict[int, int] = {}  # physical memory: handle -> bytes
         self.mapped: dict[int, list[int]] = {}  # address -> [bytes, handle]
@@ -59,6 +60,10 @@ class FakeDriver:
     def check(self, call: str, good: bool = True, why: str = "invalid argument") -> bool:
         """One driver call: whether it works."""
         self.order.append(call)
+        if call in self.lasting:
+            self.lasting[call] -= 1
+            if self.lasting[call] < 0:
+                return False
         if call in self.fail:
             self.fail[call] -= 1
             if self.fail[call] < 0:
