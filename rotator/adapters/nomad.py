@@ -399,9 +399,11 @@ def connect(
     notes = Notes(told)
     client = NomadClient(access, deadline_s=config.deadline_s, heard=notes.heard)
     notes.attach(client)
+    watch = NomadWatch(access, notes.stream_broken)
+    notes.back = watch.hurry
     return NomadLauncher(
         client,
-        NomadWatch(access, notes.stream_broken),
+        watch,
         notes,
         service_id,
         render=render,

@@ -48,13 +48,24 @@ async def follow(access: NomadAccess, jobs: Iterable[str], index: int) -> AsyncI
                 async for line in lines:
                     yield _told(line, index)
     except (aiohttp.ClientError, TimeoutError, OSError) as e:
-        raise LauncherAway(f"Nomad's event stream broke: {str(e) or type(e).__name__}") from None
+        raise LauncherAway(f"Nomad's event stream broke: {_reason(e)}") from None
     raise LauncherAway("Nomad's event stream ended")
 
 
 def _refused(status: int, text: str) -> LauncherAway:
     kind = "token" if status == 403 else "unreachable"
     return LauncherAway(f"Nomad refuses its event stream: {status} {' '.join(text.split())}", kind)
+
+
+def _reason(error: Exception) -> str:
+    match error:
+        case aiohttp.ClientConnectorCertificateError():
+            return "its certificate is not signed by an authority that we know: give nomad.ca_file"
+        case aiohttp.ClientConnectorError():
+            return error.os_error.strerror or str(error.os_error)
+        case TimeoutError():
+            return "not even a heartbeat came"
+    return str(error) or type(error).__name__
 
 
 async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:

@@ -50,6 +50,11 @@ class NomadWatch:
         self._followers: dict[str, set[Follower]] = {}
         self._task: asyncio.Task[None] | None = None
         self._index = 0
+        self._hurry = asyncio.Event()
+
+    def hurry(self) -> None:
+        """Nomad answers again: connect now, not after the pause."""
+        self._hurry.set()
 
     @contextlib.contextmanager
     def following(self, job_id: str) -> Iterator[Follower]:
@@ -94,7 +99,10 @@ class NomadWatch:
             except LaunchError as e:
                 self._broken(e)
             self._tell(jobs)
-            await asyncio.sleep(pause_s)
+            self._hurry.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._hurry.wait()
             pause_s = min(2 * pause_s, BACKOFF_MAX_S)
 
     def _tell(self, jobs: Iterable[str]) -> None:

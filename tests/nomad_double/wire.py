@@ -88,6 +88,9 @@ class Server:
                 while (request := await _read(reader)) is not None:
                     if not await self._reply(request, writer):
                         break
+        except asyncio.CancelledError:
+            if self._server is not None:
+                raise  # else by stop(): asyncio would tell of it as of a fault
         finally:
             self._tasks.discard(task)
             self._writers.pop(writer, None)
