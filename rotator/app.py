@@ -23,17 +23,20 @@ from rotator.adapters.fleet_devices import FleetDevices
 from rotator.adapters.gpu_reports import NvmlReports
 from rotator.adapters.host import read_host_memory
 from rotator.adapters.ledger import SqlLedger
+from rotator.adapters.logfiles import FileLogs
 from rotator.adapters.logwatch import FileLogWatch
 from rotator.adapters.loopback import free_loopback_port
 from rotator.adapters.models import weight_bytes
 from rotator.adapters.nomad import NomadLauncher, connect
 from rotator.adapters.nomad_files import JobText
 from rotator.adapters.process import ProcessLauncher
+from rotator.adapters.redact import redactor
 from rotator.adapters.vllm import VllmControl
 from rotator.adapters.webhooks import Webhooks
 from rotator.config import ConfigError, FleetConfig, load
 from rotator.core.lifecycle import is_live
 from rotator.core.values import Command, CommandKind
+from rotator.doctor.preflight import Preflight
 from rotator.ports import Launcher, LauncherNews, LaunchError, Recovered, RotatorError
 from rotator.ports_watchdog import Senses
 from rotator.service.api import create_api
@@ -166,6 +169,7 @@ class _Service:
             on_request_end=self._on_request_end,
             eta=self._eta,
         )
+        fleet = Fleet(config, traffic)
         try:
             yield (
                 World(
@@ -180,8 +184,9 @@ class _Service:
                     read_host_memory,
                     agents if config.nodes else None,
                     self._senses(state_dir),
+                    preflight=Preflight(lambda name: tuple(fleet.gpus[g].info for g in fleet.engines[name].gpus)),
                 ),
-                Fleet(config, traffic),
+                fleet,
             )
         finally:
             if nomad is not None:
@@ -248,6 +253,7 @@ class _Service:
             authorize=keys.authorize,
             guard=keys.guard,
             metrics_registry=self._metrics.registry,
+            logs=FileLogs(redactor({**os.environ, **{k: v for e in config.engines for k, v in e.env.items()}})),
         )
         page = open_page(self._operator, world.bus, api, keys, config.page, config.state_dir / "logs" / "page.log")
         server = _Server(uvicorn_config(Front(gateway, api, page), config))

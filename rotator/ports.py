@@ -18,7 +18,7 @@ below: no adapter leaks another library's exception.
     └── LedgerError          the ledger could not be read or written
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -265,6 +265,13 @@ class Launcher(Protocol):
     async def evidence(self, handle: Handle) -> str:
         """What its log says of its trouble, on one line: errors of CUDA first, then its last lines. Never raises;
         empty where there is nothing."""
+        ...
+
+
+class EngineLogs(Protocol):
+    def read(self, path: str, *, lines: int, follow: bool) -> AsyncGenerator[tuple[str, ...]]:
+        """Batches of an engine's log lines, secrets taken out: first the last ``lines`` (one batch, maybe empty), then
+        with ``follow`` what is added, until closed. Raises LaunchError for a file that does not answer."""
         ...
 
 

@@ -2,12 +2,13 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rotator.adapters.device_thread import DeviceThread
-from rotator.config import EngineConfig, FleetConfig
-from rotator.doctor.facts import DriverFacts, Facts, KernelFacts, LaunchFacts
+from rotator.config import EngineConfig
+from rotator.core.values import EngineName
+from rotator.doctor.facts import DriverFacts, Facts, KernelFacts, LaunchFacts, is_here
 from rotator.doctor.findings import Finding
 from rotator.doctor.judge_driver import judge_driver, judge_kernel
 from rotator.doctor.judge_engine import judge_files, judge_launch, judge_software
@@ -17,7 +18,6 @@ from rotator.doctor.probe_kernel import read_loaded
 from rotator.ports import DeviceError, GpuInfo, LaunchSpec
 
 DEADLINE_S = 10.0
-THREADS_MAX = 64
 _log = logging.getLogger(__name__)
 
 
@@ -25,17 +25,23 @@ class Preflight:
     """For one event loop. An engine whose files hang has a thread of its own that hangs, and is launched unchecked: a
     slow disk must not be what keeps an engine down."""
 
-    def __init__(self, root: Path = Path("/"), environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        gpus: Callable[[EngineName], tuple[GpuInfo, ...]],
+        root: Path = Path("/"),
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        """``gpus`` are an engine's, as the service knows them."""
+        self._gpus = gpus
         self._root = root
         self._environ = os.environ if environ is None else environ
-        self._threads: dict[str, DeviceThread] = {}
+        self._threads: dict[EngineName, DeviceThread] = {}  # as many as the fleet ever had engines
 
-    async def __call__(
-        self, fleet: FleetConfig, engine: EngineConfig, spec: LaunchSpec, gpus: tuple[GpuInfo, ...]
-    ) -> str | None:
+    async def __call__(self, engine: EngineConfig, spec: LaunchSpec) -> str | None:
         """Why the launch surely fails, and what mends it; None where nothing speaks against it. Never raises."""
-        if engine.launcher != "process" or not fleet.recovery.preflight or len(self._threads) > THREADS_MAX:
+        if engine.launcher != "process" or not is_here(engine):
             return None
+        gpus = self._gpus(engine.name)
         thread = self._threads.setdefault(engine.name, DeviceThread(f"the look at engine '{engine.name}'"))
         try:
             found = await thread.call(lambda: self.look(engine, spec, gpus), deadline_s=DEADLINE_S)

@@ -1,5 +1,5 @@
-"""An upgrade that went wrong at every turn, as the doctor tells it: a vLLM that this GPU cannot run with two ranks, VRAM
-that its crash loop left behind, a rollback without the entry point, a reboot into a kernel without NVIDIA modules."""
+"""An upgrade that went wrong at every turn, as the doctor tells it: a vLLM that this GPU cannot run with two ranks,
+VRAM that its crash loop left, a rollback without the entry point, a reboot into a kernel without NVIDIA modules."""
 
 import os
 import time
