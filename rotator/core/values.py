@@ -130,6 +130,7 @@ class Engine:
     elastic: bool = False  # its allocator can free by bytes, KV cache first
     kv_bytes: tuple[int, ...] = ()  # of its KV cache on each GPU, which it frees without moving weights
     masters_bytes: int = 0  # host RAM that its masters take now, also while it is awake
+    nodes: tuple[str, ...] = ()  # the machine of each of its GPUs; empty where there is only one machine
     restart_why: str = ""  # what only a new launch mends, so that it is to be restarted at a quiet moment
 
 
@@ -211,6 +212,8 @@ class Snapshot:
     engines: Mapping[EngineName, Engine]
     host_budget_bytes: int
     host_used_bytes: int = 0  # host RAM held by masters now, of sleeping and (where kept) awake engines
+    node_budgets: Mapping[str, int] = field(default_factory=dict)  # the same of every other machine
+    node_used: Mapping[str, int] = field(default_factory=dict)
     claimed: frozenset[GpuId] = frozenset()
     commands: tuple[Command, ...] = ()
     policy: Policy = field(default_factory=Policy)

@@ -27,6 +27,7 @@ Table = Literal[
     "incidents",
     "vram_samples",
     "requests",
+    "nodes",
     "lives",
 ]
 _LEDGER_OWN = ("table", "limit", "cursor")

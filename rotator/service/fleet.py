@@ -16,7 +16,7 @@ from rotator.core.history import History
 from rotator.core.lifecycle import Event
 from rotator.core.values import Calendar, Command, Depth, Engine, Gpu, GpuId, Snapshot, State
 from rotator.ports import EngineRecord, GpuInfo, GpuReading, Handle, LaunchSpec, Recovered, Residency
-from rotator.ports_nodes import HERE
+from rotator.ports_nodes import HERE, node_of
 from rotator.service.owner import Facts
 from rotator.service.records import EngineRuntime, GpuRecord
 from rotator.service.sight import engine_seen
@@ -142,6 +142,7 @@ class Fleet:
         commands: tuple[Command, ...],
         calendar: Calendar = NO_CALENDAR,
     ) -> Snapshot:
+        used = self.host_used_bytes()
         return Snapshot(
             now_s=now_s,
             gpus={
@@ -158,20 +159,37 @@ class Fleet:
             },
             engines={e.name: self._seen(e, now_s) for e in self.engines.values()},
             host_budget_bytes=self.host_budget_bytes,
-            host_used_bytes=self.host_used_bytes(),
+            host_used_bytes=used.pop(HERE, 0),
+            node_budgets=dict(self.node_budgets),
+            node_used=used,
             claimed=claimed,
             commands=commands,
             policy=replace(self.config.policies.core(), restart_quiet_s=self.config.watchdog.quiet_s),
             calendar=calendar,
         )
 
-    def host_used_bytes(self) -> int:
-        return sum(e.masters_bytes for e in self.engines.values())
+    def host_used_bytes(self) -> dict[str, int]:
+        """Host RAM that masters take, by machine."""
+        used: dict[str, int] = {}
+        for engine in self.engines.values():
+            for node, size in self.masters_by_node(engine, engine.masters_bytes).items():
+                used[node] = used.get(node, 0) + size
+        return used
+
+    def masters_by_node(self, engine: EngineRuntime, size: int) -> dict[str, int]:
+        """So many bytes of an engine's masters, each rank's in the RAM of its GPU's machine."""
+        if not self.node_budgets:
+            return {HERE: size}
+        by: dict[str, int] = {}
+        for gpu in engine.gpus:
+            by[node_of(gpu)] = by.get(node_of(gpu), 0) + size // len(engine.gpus)
+        return by
 
     def _seen(self, engine: EngineRuntime, now_s: float) -> Engine:
         engine.history = self._traffic.history(engine.name)
         unified = any(self.gpus[gpu].info.unified_memory for gpu in engine.gpus)
-        return engine_seen(engine, self._traffic, self.config.policies, now_s, unified=unified)
+        nodes = tuple(map(node_of, engine.gpus)) if self.node_budgets else ()
+        return engine_seen(engine, self._traffic, self.config.policies, now_s, unified=unified, nodes=nodes)
 
     # -- configuration and memory of earlier lives -------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ from rotator.core.values import (
     Swap,
 )
 from rotator.ports import DeviceError, GpuReading, Handle, LauncherNews, Recovered
+from rotator.ports_nodes import HERE
 from rotator.service.adoption import Adopter
 from rotator.service.burial import Undertaker
 from rotator.service.calendar import Keeper
@@ -167,12 +168,21 @@ class Loop:
         calendar = self.calendar.snapshot(self.now_s(), self._wall())
         snapshot = self.fleet.snapshot(self.now_s(), self.claimed(), commands, calendar)
         promised = self._promised_host_bytes()
-        return replace(snapshot, host_used_bytes=snapshot.host_used_bytes + promised) if promised else snapshot
+        if not promised:
+            return snapshot
+        here = snapshot.host_used_bytes + promised.pop(HERE, 0)
+        there = {n: snapshot.node_used.get(n, 0) + promised.get(n, 0) for n in snapshot.node_budgets}
+        return replace(snapshot, host_used_bytes=here, node_used=there)
 
-    def _promised_host_bytes(self) -> int:
+    def _promised_host_bytes(self) -> dict[str, int]:
         """Host RAM for the masters of engines that still drain: another swap must not be given it, too."""
         yielding = (self.fleet.engines.get(s.engine) for a in self.active.values() for s in a.swap.evict if _keeps(s))
-        return sum(e.host_bytes for e in yielding if e and e.state in (State.AWAKE, State.DRAINING))
+        promised: dict[str, int] = {}
+        for engine in yielding:
+            if engine and engine.state in (State.AWAKE, State.DRAINING):
+                for node, size in self.fleet.masters_by_node(engine, engine.host_bytes).items():
+                    promised[node] = promised.get(node, 0) + size
+        return promised
 
     def calendar_is_due(self) -> bool:
         """Whether a window or reservation begins or ends now."""
