@@ -7,6 +7,7 @@ indexed, compared, entered, inherited from and used as a decorator, is false, an
 from __future__ import annotations
 
 import builtins
+import functools
 import itertools
 import sys
 import types
@@ -104,6 +105,11 @@ def _first_stub(bases: tuple[Any, ...]) -> Any:
     return next((base for base in bases if isinstance(base, Anything)), None)
 
 
+@functools.lru_cache(maxsize=32)  # probes load one file again and again
+def _compiled(data: bytes, path: str) -> types.CodeType:
+    return compile(data, path, "exec", dont_inherit=True)
+
+
 def load(data: bytes, path: str, modules: Mapping[str, object] | None = None) -> ProbeModule:
     """Execute the file. Raises whatever the file raises at import."""
     name = f"overlays_probe_{next(_count)}"
@@ -115,7 +121,7 @@ def load(data: bytes, path: str, modules: Mapping[str, object] | None = None) ->
     scope["__builtins__"] = {**vars(builtins), "__import__": fakes.answer}
     sys.modules[name] = module  # dataclasses look their module up
     try:
-        exec(compile(data, path, "exec", dont_inherit=True), scope)  # noqa: S102 - running the file is what a probe is
+        exec(_compiled(data, path), scope)  # noqa: S102 - running the file is what a probe is
     finally:
         del sys.modules[name]
     return module

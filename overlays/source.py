@@ -10,6 +10,7 @@ import ast
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from overlays.errors import ShapeUnknown
 
@@ -85,8 +86,10 @@ class Source:
     def span(self, node: ast.AST) -> tuple[int, int]:
         """First byte of the node and the byte after its last; decorators belong to what they decorate."""
         decorators = getattr(node, "decorator_list", None)
-        first = decorators[0] if decorators else node
-        start = self._lines[first.lineno - 1] + first.col_offset - (1 if decorators else 0)
+        first: Any = decorators[0] if decorators else node
+        start = self._lines[first.lineno - 1] + first.col_offset
+        if decorators:
+            start = self.data.rfind(b"@", 0, start)
         return start, self._lines[node.end_lineno - 1] + node.end_col_offset  # type: ignore[attr-defined]
 
     def first_statement(self, function: Function) -> ast.stmt:

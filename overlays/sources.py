@@ -90,8 +90,15 @@ class Archive:
             return None
         try:
             return self._archive.read(path)
-        except (zipfile.BadZipFile, OSError, EOFError) as error:
+        except Exception as error:  # a remote one raises what its transport raises
             raise SourceError(f"cannot read {path} of {self.name}: {error}") from None
+
+    def checksums(self) -> dict[str, int]:
+        """CRC-32 of each of the package's files, from the archive's directory."""
+        return {path: self._archive.getinfo(path).CRC for path in self.paths()}
+
+    def close(self) -> None:
+        self._archive.close()
 
     def _metadata_version(self) -> str:
         for name in self._members:

@@ -204,6 +204,7 @@ class Rig:
             ),
             "vllm.distributed.device_communicators.cuda_wrapper": SimpleNamespace(CudaRTLibrary=self._cudart),
             "ctypes": self._ctypes(),
+            "gc": stub("gc"),
         }
         shared = "vllm/device_allocator/__init__.py"
         if b"AllocationData" in (files.read(shared) or b""):

@@ -102,7 +102,7 @@ def _executor(files: Files) -> tuple[Any, _Ranks]:
     ranks = _Ranks()
     cls = files.load("executor").Executor
     concrete = type("Probed", (cls,), dict.fromkeys(getattr(cls, "__abstractmethods__", ())))
-    executor = object.__new__(concrete)
+    executor: Any = object.__new__(concrete)
     executor.__dict__.update(collective_rpc=ranks.collective_rpc, sleeping_tags=set())
     if not isinstance(getattr(type(executor), "is_sleeping", None), property):
         executor.is_sleeping = False
