@@ -49,32 +49,37 @@ KERNELS = {
 
 
 def edit(files: Files) -> None:
-    for role, kernel in KERNELS.items():
-        source = files.source(role)
-        tuner = autotune(source, kernel.name)
-        if any(keyword.arg == "prune_configs_by" for keyword in tuner.keywords):
-            raise ShapeUnknown(f"{source.path}: {kernel.name} is pruned already, and still not to what fits")
-        last = tuner.keywords[-1].value if tuner.keywords else tuner.args[-1]
-        source.replace(
-            last, f"{source.text_of(last)}, prune_configs_by={{'early_config_prune': _fits_{kernel.estimate}}}"
-        )
-        source.insert_after_imports(
-            f"""
-            from vllm.triton_utils.rotator_shared_memory import Pruner as _Pruner
-            from vllm.triton_utils.rotator_shared_memory import {kernel.estimate} as _{kernel.estimate}
-
-            _fits_{kernel.estimate} = _Pruner("{kernel.name}", _{kernel.estimate})
-            """
-        )
+    wired = [wire(files.source(role), kernel) for role, kernel in KERNELS.items()]
+    if not any(wired):
+        raise ShapeUnknown("both kernels are tuned in a way that nobody knows")
     files.add(ADDED, (Path(payload.__path__[0]) / "shared_memory.py").read_text())
 
 
-def autotune(source: Source, kernel: str) -> ast.Call:
+def wire(source: Source, kernel: Kernel) -> bool:
+    """Give the kernel's autotuner our pruner. False if it has none, or one of its own; the probe judges that."""
+    tuner = autotune(source, kernel.name)
+    if tuner is None or any(keyword.arg == "prune_configs_by" for keyword in tuner.keywords):
+        return False
+    last = tuner.keywords[-1].value if tuner.keywords else tuner.args[-1]
+    pruner = f"_fits_{kernel.estimate}"
+    source.replace(last, f"{source.text_of(last)}, prune_configs_by={{'early_config_prune': {pruner}}}")
+    source.insert_after_imports(
+        f"""
+        from vllm.triton_utils.rotator_shared_memory import Pruner as _Pruner
+        from vllm.triton_utils.rotator_shared_memory import {kernel.estimate} as _{kernel.estimate}
+
+        {pruner} = _Pruner("{kernel.name}", _{kernel.estimate})
+        """
+    )
+    return True
+
+
+def autotune(source: Source, kernel: str) -> ast.Call | None:
     """The call of triton.autotune among the kernel's decorators."""
     for decorator in source.function(kernel).decorator_list:
         if isinstance(decorator, ast.Call) and source.text_of(decorator.func).endswith("autotune"):
             return decorator
-    raise ShapeUnknown(f"{source.path}: {kernel} is not autotuned")
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,20 +133,24 @@ CASES = (
 
 def probe(files: Files) -> Verdict:
     """Ask both kernels what they would try, on GPUs where Triton's own reports are known."""
+    judged = False
     for case in CASES:
         name = KERNELS[case.kernel].name
         listed, tried = configurations(files, case)
+        judged = judged or bool(listed)
         large = [config.shape for config in tried if case.bytes_by_shape.get(config.shape, 0) > case.limit_bytes]
         if large:
             needed = case.bytes_by_shape[large[0]]
             return bug(f"{name} tries {large[0]} of {needed} bytes on {case.gpu}, which has {case.limit_bytes}")
         if tried != [config for config in listed if case.bytes_by_shape.get(config.shape, 0) <= case.limit_bytes]:
             return bug(f"{name} does not try all that fits {case.gpu}, in the given order")
-    return fixed("both kernels try what fits, and all of it")
+    if not judged:
+        raise NotHere("the kernels are not autotuned any more")
+    return fixed("the kernels try what fits, and all of it")
 
 
 def configurations(files: Files, case: Case) -> tuple[list[Config], list[Config]]:
-    """What the kernel lists, and what its autotuner tries on the case's GPU."""
+    """What the kernel lists, and what its autotuner tries on the case's GPU. Nothing if it is not tuned."""
     tuned: dict[str, tuple[list[Config], Mapping[str, Any]]] = {}
 
     def autotune(configs: list[Config], key: object = None, **options: Any) -> Any:
@@ -161,9 +170,7 @@ def configurations(files: Files, case: Case) -> tuple[list[Config], list[Config]
     if files.read(ADDED) is not None:
         modules["vllm.triton_utils.rotator_shared_memory"] = files.load(ADDED, {"torch": modules["torch"]})
     files.load(case.kernel, modules)
-    if KERNELS[case.kernel].name not in tuned:
-        raise NotHere(f"{path} does not autotune its kernel")
-    listed, options = tuned[KERNELS[case.kernel].name]
+    listed, options = tuned.get(KERNELS[case.kernel].name, ([], {}))
     prune = options.get("early_config_prune")
     arguments = {"k": stub("k", element_size=lambda: 2), "g": stub("g"), "gk": None}
     tried = prune(listed, arguments, BT=64, K=case.head) if prune else listed
