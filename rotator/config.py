@@ -185,6 +185,7 @@ class EngineConfig(Section):
             str(self.url),
             self.port,
             *((self.node,) if self.node else ()),  # not for all: engines of one machine keep the hash they had
+            *((self.job.model_dump(mode="json"),) if self.job else ()),
         )
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

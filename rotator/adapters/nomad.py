@@ -138,10 +138,16 @@ class NomadLauncher:
 
     async def _job_of(self, spec: LaunchSpec) -> tuple[JobText, Json]:
         """Its job, as its file is now. Nomad parses each text once."""
-        text = await read_job(spec, self._render)
+        text, ours = await read_job(spec, self._render), self._client.access.namespace
         known = self._parsed.get(spec.engine)
         if known is None or known[0] != text:
-            known = self._parsed[spec.engine] = text, await self._client.parse(text.hcl, text.variables)
+            job = await self._client.parse(text.hcl, text.variables)
+            if (namespace := job.get("Namespace") or ours) != ours:
+                raise LaunchError(
+                    f"engine '{spec.engine}': its job is for namespace '{namespace}', and nomad.namespace is '{ours}': "
+                    "make them equal"
+                )
+            known = self._parsed[spec.engine] = text, job
         self._specs[spec.engine] = spec
         return known
 

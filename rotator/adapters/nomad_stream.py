@@ -6,7 +6,7 @@ Not through python-nomad: its reader holds events back until 512 bytes are there
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ class Told:
     jobs: frozenset[str]
 
 
-async def follow(access: NomadAccess, jobs: Iterable[str], index: int) -> AsyncIterator[Told]:
+async def follow(access: NomadAccess, jobs: Iterable[str], index: int) -> AsyncGenerator[Told, None]:
     """Yield what is told of these jobs, first a heartbeat at once. Never ends by itself: raises LauncherAway when the
     connection breaks, ends, stays silent, or is refused."""
     params = [("index", str(index)), ("namespace", access.namespace)]
@@ -68,7 +68,7 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+async def _lines(content: aiohttp.StreamReader) -> AsyncGenerator[bytes, None]:
     """Each line as soon as its end is there. A line without an end is not kept beyond LINE_BYTES_MAX."""
     begun = bytearray()
     async for part in content.iter_any():

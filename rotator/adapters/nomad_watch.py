@@ -3,7 +3,7 @@ last 100 events, so after every connection, break and pause each job is looked a
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 
 from rotator.adapters.nomad_access import NomadAccess
 from rotator.adapters.nomad_stream import Told, follow
@@ -13,7 +13,7 @@ BACKOFF_FIRST_S = 0.5
 BACKOFF_MAX_S = 15.0
 SETTLE_S = 0.05  # one deed makes several events: they cost one look
 
-Stream = Callable[[NomadAccess, Iterable[str], int], AsyncIterator[Told]]
+Stream = Callable[[NomadAccess, Iterable[str], int], AsyncGenerator[Told, None]]
 
 
 class Follower:
@@ -88,7 +88,7 @@ class NomadWatch:
         pause_s = BACKOFF_FIRST_S
         while True:
             try:
-                async with contextlib.aclosing(self._stream(self._access, jobs, self._index)) as lines:  # type: ignore[type-var]
+                async with contextlib.aclosing(self._stream(self._access, jobs, self._index)) as lines:
                     first = True
                     async for told in lines:
                         self._tell(jobs if first else told.jobs)

@@ -276,7 +276,7 @@ async def test_certificates_are_verified_both_ways(secure: NomadDouble, authorit
         assert await client.leader()
     lines = follow(access, ("vllm-a",), 0)
     assert (await anext(lines)).jobs == frozenset()
-    await lines.aclose()  # type: ignore[attr-defined]
+    await lines.aclose()
 
 
 async def test_an_unknown_authority_is_refused_by_default(
