@@ -58,6 +58,7 @@ from rotator.service.mailbox import (
 )
 from rotator.service.owner import Facts
 from rotator.service.recorder import Recorder
+from rotator.service.progress import Progress
 from rotator.service.records import ActiveSwap, EngineRuntime
 from rotator.service.recovery import Recovery
 from rotator.service.sentinel import Sentinel
@@ -82,6 +83,7 @@ class Loop:
         self.recorder = Recorder(world.ledger, wall)
         self.adopter = Adopter(world, self)
         self.calendar = Keeper(world)
+        self.progress = Progress(world.bus)
         self.incidents = Incidents(world.ledger, world.bus, wall)
         self.recovery = Recovery(world, self, self.undertaker)
         self.sentinel = Sentinel(self)
@@ -302,6 +304,7 @@ class Loop:
         self._gates(engine, event, engine.reason)
         self.recovery.applied(engine, event, facts)
         self.recorder.note(engine)
+        self.progress.moved(engine, self.now_s())
         data: dict[str, Any] = {"state": engine.state.value, "event": event.value, "reason": engine.reason}
         if facts.evidence:
             data["evidence"] = dict(facts.evidence)
@@ -426,6 +429,8 @@ class Loop:
             if abs(engine.charge_on(gpu) - known) > NEWS_BYTES and not is_moving(engine.state):
                 self.recorder.note(engine)  # it was not measured when it came here, or it has grown since
         if reading is not None:
+            for engine in here:
+                self.progress.read(engine, gpu, reading.used_bytes, self.now_s())
             holders = {e.name: e.charge_on(gpu) for e in here}
             holders["(foreign)"] = record.foreign_bytes
             self.world.ledger.sample_vram(self._wall(), gpu, reading.used_bytes, holders)
