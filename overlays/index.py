@@ -12,7 +12,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import platformdirs
 import requests
@@ -97,7 +97,7 @@ class _Session(requests.Session):
         if certificates := os.environ.get("PIP_CERT"):
             self.verify = certificates
 
-    def request(self, *args: object, **kwargs: object) -> requests.Response:  # type: ignore[override]
+    def request(self, *args: Any, **kwargs: Any) -> requests.Response:
         kwargs.setdefault("timeout", TIMEOUT_S)
         return super().request(*args, **kwargs)
 
