@@ -30,7 +30,7 @@ from rotator.adapters.nomad_job import (
     marked,
     stranger,
 )
-from rotator.adapters.nomad_nodes import Agents, check_nodes
+from rotator.adapters.nomad_nodes import Agents, check_nodes, in_words
 from rotator.adapters.nomad_notes import Notes
 from rotator.adapters.nomad_pids import AllocationProcesses
 from rotator.adapters.nomad_watch import Follower, NomadWatch
@@ -120,10 +120,10 @@ class NomadLauncher:
 
     async def start(self, spec: LaunchSpec) -> Handle:
         text, job = await self._job_of(spec)
-        if problems := job_problems(job, port=_local_port(spec.url)):
+        if problems := job_problems(job, port=_port(spec)):
             raise LaunchError(f"engine '{spec.engine}', job '{job['ID']}': {'; '.join(problems)}")
         await self._must_be_free(spec, str(job["ID"]))
-        await check_nodes(self._agents, spec.engine, spec.nodes)
+        await check_nodes(self._agents, spec.engine, str(job["ID"]), spec.nodes)
         launch = secrets.token_hex(6)
         job = marked(job, engine=spec.engine, service=self._service_id, launch=launch)
         planned = await self._client.plan(job)
@@ -191,7 +191,7 @@ class NomadLauncher:
             tuple(str(a["ID"]) for a in mine),
             tuple(tasks[str(a["TaskGroup"])] for a in mine),
             launch,
-            _local_port(spec.url) or 0,
+            _port(spec) if not any(spec.nodes) else 0,
             tuple(spec.nodes),
             spec.log_path,
         )
@@ -333,7 +333,9 @@ class NomadLauncher:
         """Whether anything of it runs, asked of the machines themselves. One that cannot tell says nothing: yes."""
         if _is_remote(ref) and self._agents is not None:
             try:
-                return any((await self._agents.processes(engine, ref.nodes, deadline_s=PIDS_S)).values())
+                return any(
+                    (await self._agents.processes(engine, ref.nodes, job=ref.job_id, deadline_s=PIDS_S)).values()
+                )
             except NodeError:
                 return True
         with contextlib.suppress(LaunchError):
@@ -377,8 +379,7 @@ class NomadLauncher:
         """What Nomad has ended is gone; what it lost sight of is ended here, for nobody else will. Raises LaunchError
         naming the processes that stay."""
         if _is_remote(ref):
-            if self._agents is not None and await self._is_there(engine, ref):
-                raise LaunchError(f"engine '{engine}': processes of it are left on {', '.join(ref.nodes)}")
+            await self._end_remote(engine, ref)
             return
         give_up_at_s = asyncio.get_running_loop().time() + KILL_S
         while left := await self._local(ref.allocs, None, engine):
@@ -388,6 +389,16 @@ class NomadLauncher:
             for proc in left:
                 exits.send(proc.identity, signal.SIGKILL)
             await asyncio.sleep(POLL_S)
+
+    async def _end_remote(self, engine: EngineName, ref: NomadRef) -> None:
+        if self._agents is None:
+            return
+        try:
+            left = await self._agents.kill(engine, ref.nodes, job=ref.job_id, grace_s=0.0, deadline_s=KILL_S + PIDS_S)
+        except NodeError as e:
+            raise LaunchError(f"engine '{engine}': nobody can say whether something of it is left: {e}") from None
+        if words := in_words(left):
+            raise LaunchError(f"engine '{engine}': Nomad ended its allocations, but {words}")
 
 
 def connect(
@@ -430,5 +441,6 @@ def _is_remote(ref: NomadRef) -> bool:
     return any(ref.nodes)
 
 
-def _local_port(url: str) -> int | None:
-    return urlsplit(url).port
+def _port(spec: LaunchSpec) -> int:
+    """On which it listens, on its own machine."""
+    return spec.port or urlsplit(spec.url).port or 0

@@ -13,7 +13,11 @@ class Agents(Protocol):
     """The nodes' agents; the node "" is this machine."""
 
     async def processes(
-        self, engine: str, nodes: Sequence[str] = ("",), *, deadline_s: float
+        self, engine: str, nodes: Sequence[str] = ("",), *, job: str = "", deadline_s: float
+    ) -> Mapping[str, Sequence[Any]]: ...
+
+    async def kill(
+        self, engine: str, nodes: Sequence[str] = ("",), *, job: str = "", grace_s: float, deadline_s: float
     ) -> Mapping[str, Sequence[Any]]: ...
 
     async def versions(self, nodes: Sequence[str], *, deadline_s: float) -> Mapping[str, Mapping[str, str]]: ...
@@ -21,19 +25,24 @@ class Agents(Protocol):
     async def pids(self, engine: str, nodes: Sequence[str], *, deadline_s: float) -> frozenset[int]: ...
 
 
-async def check_nodes(agents: Agents | None, engine: str, nodes: Sequence[str]) -> None:
+async def check_nodes(agents: Agents | None, engine: str, job_id: str, nodes: Sequence[str]) -> None:
     """Raises LaunchError where an engine that spans these nodes must not start. One node needs no agreement."""
     if len(nodes) < 2:
         return
     if agents is None:
         raise LaunchError(f"engine '{engine}' spans {', '.join(nodes)}, which nobody can look at: give each its agent")
     try:
-        left = await agents.processes(engine, nodes, deadline_s=LOOK_S)
+        left = await agents.processes(engine, nodes, job=job_id, deadline_s=LOOK_S)
         versions = await agents.versions(nodes, deadline_s=LOOK_S)
     except NodeError as e:
         raise LaunchError(f"engine '{engine}' was not started: {e}") from None
     if problems := [*_leftovers(left), *_unequal(versions, nodes)]:
         raise LaunchError(f"engine '{engine}' was not started: {'; '.join(problems)}")
+
+
+def in_words(left: Mapping[str, Sequence[Any]]) -> str:
+    """Processes by node; empty where there are none."""
+    return "; ".join(_leftovers(left))
 
 
 def _leftovers(left: Mapping[str, Sequence[Any]]) -> list[str]:

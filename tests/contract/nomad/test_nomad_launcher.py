@@ -325,13 +325,20 @@ class FakeAgents:
             node: {"nvidia-nccl-cu13": "2.27.7", "flashinfer-python": "0.5.2"} for node in self.left
         }
         self.away = ""
+        self.killed: list[str] = []
 
     async def processes(
-        self, engine: str, nodes: Sequence[str] = ("",), *, deadline_s: float
+        self, engine: str, nodes: Sequence[str] = ("",), *, job: str = "", deadline_s: float
     ) -> Mapping[str, Sequence[Any]]:
         if self.away:
             raise NodeError(f"node {self.away}: its agent does not answer")
         return {node: self.left[node] for node in nodes}
+
+    async def kill(
+        self, engine: str, nodes: Sequence[str] = ("",), *, job: str = "", grace_s: float, deadline_s: float
+    ) -> Mapping[str, Sequence[Any]]:
+        self.killed.append(f"{engine} of {job}")
+        return await self.processes(engine, nodes, deadline_s=deadline_s)
 
     async def versions(self, nodes: Sequence[str], *, deadline_s: float) -> Mapping[str, Mapping[str, str]]:
         return {node: self.packages[node] for node in nodes}
@@ -377,6 +384,21 @@ async def test_an_engine_over_nodes_starts_only_on_clean_and_equal_ones(
         agents.left, agents.packages, agents.away = mended.left, mended.packages, ""
         handle = await rig.launcher.start(rig.spec(nodes=("", "gpu2")))
         assert await rig.launcher.pids(handle) == {7}
+
+
+async def test_a_stop_over_nodes_is_done_when_nothing_is_left_on_any(tmp_path: Path) -> None:
+    agents = FakeAgents()
+    async with rig_up(tmp_path, agents=agents) as rig:
+        handle = await rig.launcher.start(rig.spec(nodes=("", "gpu2")))
+        leave_a_process(agents)
+        with pytest.raises(LaunchError, match=r"Nomad ended its allocations, but on gpu2 processes of it are left"):
+            await rig.launcher.stop(handle, grace_s=1)
+        be_away(agents)
+        with pytest.raises(LaunchError, match="nobody can say whether something of it is left: node gpu2"):
+            await rig.launcher.stop(handle, grace_s=1)
+        agents.left, agents.away = FakeAgents().left, ""
+        await rig.launcher.stop(handle, grace_s=1)
+        assert agents.killed[-1] == "a of vllm-a"
 
 
 async def test_an_engine_over_nodes_that_nobody_can_look_at_is_refused(rig: Rig) -> None:
