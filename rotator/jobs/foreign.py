@@ -45,7 +45,8 @@ def _is_engine(task: Mapping[str, Any]) -> bool:
     if any(w == "vllm" or w.endswith("/vllm") or w.startswith("vllm.entrypoints") for w in words):
         return True
     text = " ".join(words)
-    return any(w in text for w in (*_ENGINE_WORDS, "vllm serve")) or "vllm" in str(config.get("image", "")).lower()
+    named = f"{config.get('image', '')} {task.get('Name', '')}".lower()
+    return any(w in text for w in (*_ENGINE_WORDS, "vllm serve")) or "vllm" in named
 
 
 def _words(config: Mapping[str, Any]) -> tuple[str, ...]:

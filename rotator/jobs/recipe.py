@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
@@ -175,6 +176,16 @@ def load_recipe(name: str) -> Recipe:
         if not path.is_file():
             known = ", ".join(p.stem for p in _catalogue_files())
             raise JobsError(f"recipe '{name}': is not in the catalogue: name one of {known}, or a file ending in .yaml")
+    try:
+        seen = path.stat()
+    except OSError as e:
+        raise JobsError(f"{path}: cannot be read ({e.strerror}): check the path") from None
+    return _read(path, seen.st_mtime_ns, seen.st_size)
+
+
+@lru_cache(maxsize=64)
+def _read(path: Path, _mtime_ns: int, _size: int) -> Recipe:
+    """One operation asks for a recipe several times: it is parsed again only when its file has changed."""
     return parse_as(Recipe, read_text(path), str(path))
 
 
