@@ -17,7 +17,7 @@ _ID = Path(max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description=
 _BUNDLE: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "A tar archive, gzipped",
-        "content": {"application/gzip": {"schema": {"type": "string", "format": "binary"}}},
+        "content": {"application/gzip": {"schema": {"type": "string", "format": "binary"}, "example": "(bytes)"}},
     }
 }
 

@@ -56,7 +56,7 @@ class Recovery:
             case Event.WOKE:
                 incidents.close_of(name, "back in service", but=_LASTING)
             case Event.GONE:
-                incidents.close_of(name, "stopped", but=() if not engine.recycling else _LASTING)
+                incidents.close_of(name, "stopped", but=_LASTING if engine.preload else ())  # it comes back at once
             case Event.RELEASE:
                 incidents.close_of(name, "released by an operator")
                 engine.faults = ()
