@@ -23,6 +23,7 @@ from rotator.agent.engines import Engines
 from rotator.agent.relay import PREFIX, Receive, Relay, Scope, Send, refuse
 from rotator.agent.settings import AgentConfig, load, read_token
 from rotator.config import ConfigError
+from rotator.ports import Devices
 
 API_BYTES_MAX = 64 << 10
 API_DEADLINE_S = 150.0  # the longest is a kill: its grace and what the kernel takes
@@ -89,15 +90,7 @@ async def run(config: AgentConfig, token: str) -> None:
     """Serve until told to end. Raises ConfigError where it cannot listen."""
     listener = listen(config.host, config.port)
     port = listener.getsockname()[1]
-    engines = Engines(config.engines, port)
-    relay = Relay(
-        engines,
-        bytes_max=int(config.body_max_mib * (1 << 20)),
-        requests_max=config.requests_max,
-        connect_s=config.connect_s,
-    )
-    api = create_api(config, NvmlDevices(), engines, Machine())
-    server = _Server(_uvicorn_config(Front(api, relay, token), config))
+    server, relay = assemble(config, token, NvmlDevices(), port)
     if os.geteuid() != 0:
         _log.warning("not running as root: processes of other users cannot be told to be an engine's, nor be ended")
     loop = asyncio.get_running_loop()
@@ -108,6 +101,19 @@ async def run(config: AgentConfig, token: str) -> None:
         await server.serve([listener])
     finally:
         await relay.close()
+
+
+def assemble(config: AgentConfig, token: str, devices: Devices, port: int) -> tuple[uvicorn.Server, Relay]:
+    """The agent's parts, put together. Raises ConfigError where its certificates cannot be used."""
+    engines = Engines(config.engines, port)
+    relay = Relay(
+        engines,
+        bytes_max=int(config.body_max_mib * (1 << 20)),
+        requests_max=config.requests_max,
+        connect_s=config.connect_s,
+    )
+    api = create_api(config, devices, engines, Machine())
+    return _Server(_uvicorn_config(Front(api, relay, token), config)), relay
 
 
 def _end(server: _Server) -> None:

@@ -1,4 +1,4 @@
-"""Three machines on one: each has its own simulated devices and its own agent process; the service has no GPU itself."""
+"""Three machines on one: each has simulated devices and an agent process of its own; the service has no GPU."""
 
 import asyncio
 import json
@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 
 from allocator.box import SimulatedBox
+from rotator.agent.certs import make
 from tests.system.service.rig import GIB, Rig, eventually, free_port
 
 NODES = ("a", "b", "c")
@@ -43,7 +44,7 @@ class Node:
         path.write_text(json.dumps(file))
         with (self.folder / "agent.log").open("ab") as log:
             self.agent = subprocess.Popen(
-                [sys.executable, "-m", "rotator", "agent", "-c", str(path)],
+                [sys.executable, "-m", "rotator.agent", "-c", str(path)],
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **self.box.nvml_env()},
@@ -71,9 +72,7 @@ class NodesRig(Rig):
     def __init__(self, folder: Path, **settings: Any) -> None:
         super().__init__(folder, [], **settings)
         tls = folder / "tls"
-        command = [sys.executable, "-m", "rotator", "agent", "certs", "--out", str(tls)]
-        command += [word for name in NODES for word in ("--node", f"{name}=127.0.0.1")]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        make(tls, {name: ["127.0.0.1"] for name in NODES})
         self.nodes = {name: Node(folder, name, tls) for name in NODES}
         self.entries: list[dict[str, Any]] = []
         self.ports: dict[str, int] = {}

@@ -1,5 +1,6 @@
-"""One service, three machines: engines of different nodes take turns, one spans them all, an agent is killed and back."""
+"""One service, three machines: engines of different nodes take turns, one spans all, an agent is killed and back."""
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -13,13 +14,13 @@ from tests.system.service.rig import eventually
 
 @pytest.fixture
 async def rig(tmp_path: Path) -> AsyncIterator[NodesRig]:
-    rig = NodesRig(tmp_path, host_memory_gib=1)  # this machine's own RAM counts for no other node
+    # This machine's own RAM counts for no other node.
+    rig = NodesRig(tmp_path, host_memory_gib=1, devices={"sample_every_s": 0.5})
     try:
         for node in rig.nodes.values():
             node.start_agent()
         await rig.start_engine("wide", "abc", asleep=True)
-        await rig.start_engine("on-b", "b")
-        await rig.start_engine("on-c", "c")
+        await asyncio.gather(rig.start_engine("on-b", "b"), rig.start_engine("on-c", "c"))
         await rig.serve()
         yield rig
     finally:
@@ -87,7 +88,7 @@ def test_an_agent_beyond_loopback_refuses_to_run_without_certificates(tmp_path: 
     (tmp_path / "token").write_text("x" * 40)
     (tmp_path / "token").chmod(0o600)
     (tmp_path / "agent.yaml").write_text("node: a\nhost: 0.0.0.0\nport: 0\ntoken_file: token\n")
-    command = [sys.executable, "-m", "rotator", "agent", "-c", str(tmp_path / "agent.yaml")]
+    command = [sys.executable, "-m", "rotator.agent", "-c", str(tmp_path / "agent.yaml")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert ended.returncode == 1
     assert "is not loopback: give ca, cert and key" in ended.stderr
