@@ -222,7 +222,7 @@ class Loop:
         self.calendar.restore(recovered.reservations)
         adoption = asyncio.create_task(self._adopt(recovered))
         self.incidents.restore(recovered.incidents)
-        recording = asyncio.gather(self.recorder.run(), self.incidents.run())
+        recording = [asyncio.create_task(work) for work in (self.recorder.run(), self.incidents.run())]
         try:
             while True:
                 self._safely(self._handle, await self._mailbox.get())
@@ -231,7 +231,8 @@ class Loop:
                 self._safely(self._decide)
         finally:
             adoption.cancel()
-            recording.cancel()
+            for task in recording:
+                task.cancel()
             self.sentinel.stop()
             for engine in self.fleet.engines.values():
                 if engine.watch:
