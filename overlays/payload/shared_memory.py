@@ -148,7 +148,7 @@ def chunk_fwd_o_bytes(config: Config, arguments: Mapping[str, Any], gpu: Gpu) ->
     time, block_k, block_v = int(arguments["BT"]), int(config.kwargs["BK"]), int(config.kwargs["BV"])
     element = _element_bytes(arguments)
     stages = config.num_stages - 1 if int(arguments["K"]) > block_k else 0
-    if _asynchronous(config, gpu, {9, 10, 11}):
+    if time >= 64 and _asynchronous(config, gpu, {9, 10, 11}):  # they take 64 rows
         stages += 1
     tiles = stages * (2 * time * block_k + block_k * block_v) * element
     afterwards = (time * time + time * block_v) * element * 9 // 8  # rows are padded by an eighth at most
