@@ -98,8 +98,8 @@ class Operator:
             "engines": len(self._loop.fleet.engines),
             "swaps_under_way": len(self._loop.active),
             "host_memory": {
-                "budget_bytes": self._loop.fleet.host_budget_bytes,
-                "masters_bytes": self._loop.fleet.host_used_bytes(),
+                "budget_bytes": self._loop.fleet.host_budget_bytes + sum(self._loop.fleet.node_budgets.values()),
+                "masters_bytes": sum(self._loop.fleet.host_used_bytes().values()),
             },
         }
 

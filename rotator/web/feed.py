@@ -21,6 +21,7 @@ from rotator.service.operations import Operations
 
 KEEPALIVE_S = 5.0
 QUEUE_MAX = 200  # waiting requests that are told one by one; the rest is in the engines' counts
+INCIDENTS_MAX = 60
 _ROWS_MAX = 1000
 _TABLES = ("transitions", "vram_samples")
 
@@ -59,6 +60,7 @@ class Feed:
             "queue": queue[:QUEUE_MAX],
             "queue_length": len(queue),
             "calendar": self._ops.calendar(),
+            "incidents": self._ops.incidents()[:INCIDENTS_MAX],
         }
 
     async def _follow(self, request: Request) -> Response:

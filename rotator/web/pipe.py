@@ -25,7 +25,7 @@ POLICY = (
 GUARDS = (
     (b"content-security-policy", POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
+    (b"referrer-policy", b"same-origin"),  # with none at all a browser hides the origin of its own forms
 )
 
 

@@ -19,7 +19,8 @@ _JOURNAL_ROWS = "150"
 _SAMPLE_PAGES_MAX = 8
 _STALE_S = 15.0  # a hole in what was seen that is filled from the ledger
 _AGAIN_S = 1.0
-_ALARMS = ("incident.", "engine.failed", "engine.quarantined", "gpu.unknown", "service.bug", "ledger.", "orphan.left")
+# What is told apart from incidents, which the watchdog keeps.
+_ALARMS = ("engine.failed", "engine.quarantined", "gpu.unknown", "service.bug", "ledger.", "orphan.left")
 
 
 class Model:

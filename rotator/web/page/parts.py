@@ -38,7 +38,14 @@ def status(look: Look, reachable: bool) -> str:
     return f'{word}<span class="dim">v{esc(info["version"])} · up {since(info["started_at"])}</span>{told}'
 
 
-def tiles(look: Look, alarms: int) -> str:
+def alarms(look: Look) -> int:
+    """What wants a person's look now."""
+    engines = sum(e["state"] in ("failed", "quarantined") for e in look["engines"])
+    gpus = sum(g["health"] == "unknown" for g in look["gpus"])
+    return int(engines + gpus + sum(i["closed_wall_s"] is None for i in look["incidents"]))
+
+
+def tiles(look: Look) -> str:
     engines, host = look["engines"], look["info"]["host_memory"]
     awake = sum(e["state"] == "awake" for e in engines)
     moving = sum(e["state"] in MOVING for e in engines)
@@ -51,9 +58,9 @@ def tiles(look: Look, alarms: int) -> str:
         ("In flight", f"{sum(e['in_flight'] for e in engines)}", f"requests, {frozen} frozen"),
         ("VRAM", f"{gib(used)}", f"of {gib(total)} GiB"),
         ("Host RAM", f"{gib(host['masters_bytes'])}", f"of {gib(host['budget_bytes'])} GiB for masters"),
-        ("Alerts", f"{alarms}", "since the service began"),
+        ("Alerts", f"{alarms(look)}", "open incidents, failures"),
     ]
-    bad = ' class="alarm"' if alarms else ""
+    bad = ' class="alarm"' if alarms(look) else ""
     return (
         "<dl>"
         + "".join(
@@ -82,6 +89,7 @@ def engine_name(e: Look, color: str) -> str:
 def engine_state(e: Look, progress: Look | None) -> str:
     bad = e["state"] in ("failed", "quarantined") or (e["state"] == "stopping" and e["failures"])
     why = f'<div class="{"why bad" if bad else "why"}">{esc(e["reason"])}</div>' if e["reason"] else ""
+    why += "".join(f'<div class="why warn-text">{esc(note)}</div>' for note in e["notes"])
     retry = f'<div class="why">again {until(e["retry_at_wall_s"])}</div>' if e["retry_at_wall_s"] else ""
     done = _progress(progress) if progress and e["state"] in MOVING else ""
     return f'<div>{badge(e["state"])} <span class="dim">{since(e["since_wall_s"])}</span></div>{done}{why}{retry}'
@@ -124,11 +132,17 @@ def gpu_head(g: Look, colors: Mapping[str, str]) -> str:
     why = f'<div class="why bad">{esc(g["reason"])}</div>' if g["reason"] else ""
     swap = ' · <span class="warn-text">swap under way</span>' if g["claimed_by"] else ""
     return (
-        f'<div class="gpu-head"><h3>GPU {g["index"]}</h3>{badge(g["health"], "health")}'
+        f'<div class="gpu-head"><h3>{gpu_title(g)}</h3>{badge(g["health"], "health")}'
         f'<span class="dim grow">{esc(g["name"])}{swap}</span>'
         f'<span class="num"><b>{gib(g["used_bytes"])}</b> of {gib(g["total_bytes"])} GiB</span></div>'
         f"{bar(parts, g['total_bytes'])}{why}"
     )
+
+
+def gpu_title(g: Look) -> str:
+    """Its number, and its machine where the fleet has several."""
+    node, several, _ = g["id"].rpartition("/")
+    return esc(f"{node} GPU {g['index']}" if several else f"GPU {g['index']}")
 
 
 def legend(look: Look, colors: Mapping[str, str]) -> str:
@@ -284,20 +298,34 @@ def calendar(look: Look) -> str:
     return table("Calendar", ("what", "engines", "from", "until", "state"), rows) + zone + told
 
 
-def incidents(events: Iterable[Look]) -> str:
-    rows = [
-        f'<li><div class="swap-head"><span class="dim">{clock(e["at_wall_s"])}</span>'
-        f'<b>{esc(e["engine"] or e["data"].get("gpu") or "service")}</b><span class="tag">{esc(e["kind"])}</span></div>'
-        f'<div class="why">{_told(e["data"])}</div></li>'
-        for e in events
-    ]
+def incidents(kept: Sequence[Look], events: Iterable[Look]) -> str:
+    """The watchdog's incidents, which outlive the service, and what else happened since it began; newest first."""
+    rows = [(i["opened_wall_s"], _incident(i)) for i in kept]
+    rows += [(e["at_wall_s"], _alarm(e)) for e in events]
+    rows.sort(key=lambda r: -float(r[0]))
+    if not rows:
+        return EMPTY.format("None since the service began.")
+    return f'<ol class="swaps incidents">{"".join(text for _, text in rows)}</ol>'
+
+
+def _alarm(e: Look) -> str:
+    data = e["data"]
+    who = e["engine"] or data.get("gpu") or "service"
+    why = data.get("reason") or data.get("error") or ""
+    return _entry(e["at_wall_s"], who, e["kind"], "", f'<div class="why">{esc(why)}</div>')
+
+
+def _incident(i: Look) -> str:
+    ended = i["closed_wall_s"] is not None
+    word = badge("closed" if ended else i["severity"], "incident")
+    lines = [("why", i["reason"]), ("dim", i["action"]), ("why bad" if not ended else "dim", i["advice"])]
+    lines.append(("dim", f"ended: {i['outcome']}" if i["outcome"] else ""))
+    body = "".join(f'<div class="{style}">{esc(text)}</div>' for style, text in lines if text)
+    return _entry(i["opened_wall_s"], i["engine"] or i["gpu"] or "service", i["kind"], word, body)
+
+
+def _entry(at_wall_s: float, who: str, kind: str, word: str, body: str) -> str:
     return (
-        f'<ol class="swaps incidents">{"".join(rows)}</ol>' if rows else EMPTY.format("None since the service began.")
+        f'<li><div class="swap-head"><span class="dim">{clock(at_wall_s)}</span>{word}<b class="grow">{esc(who)}</b>'
+        f'<span class="tag">{esc(kind)}</span></div>{body}</li>'
     )
-
-
-def _told(data: Look) -> str:
-    main = data.get("reason") or data.get("cause") or data.get("error") or ""
-    shown = ("reason", "cause", "error", "state", "event", "evidence", "gpu")
-    rest = " · ".join(f"{esc(k)} {esc(v)}" for k, v in data.items() if k not in shown and v not in (None, "", [], {}))
-    return esc(main) + (f'<div class="dim">{rest}</div>' if rest else "")

@@ -44,6 +44,25 @@ class Source:
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as e:
             raise Unanswered(f"the stream of events broke: {e}") from None
 
+    async def log(self, token: str, engine: str, lines: int, follow: bool) -> AsyncIterator[str]:
+        """The last lines of an engine's log and, where followed, those that come, in pieces that end with a line."""
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        params = {"lines": str(lines), "follow": str(follow).lower()}
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=LOOK_S)
+        try:
+            async with self._session.get(
+                engine_path(engine, "logs"), params=params, headers=headers, timeout=timeout
+            ) as answer:
+                if answer.status >= 400:
+                    raise Unanswered(_problem(await answer.read(), answer.status))
+                rest = b""
+                async for chunk in answer.content.iter_any():
+                    whole, newline, rest = (rest + chunk).rpartition(b"\n")
+                    if newline:
+                        yield whole.decode("utf-8", "replace")
+        except (aiohttp.ClientError, OSError, TimeoutError) as e:
+            raise Unanswered(f"the log broke off: {type(e).__name__}") from None
+
     # -- with the viewer's own session -------------------------------------------------------------------------------
 
     async def plan(self, token: str, model: str | None) -> dict[str, Any]:
@@ -70,14 +89,24 @@ class Source:
             async with self._session.request(
                 method, path, params=params, json=body, headers=headers, timeout=timeout
             ) as answer:
-                said = orjson.loads(await answer.read())
+                status, told = answer.status, await answer.read()
+            said = orjson.loads(told) if status < 400 else None
         except TimeoutError:
             raise Unanswered(f"the service did not answer within {deadline_s:.0f} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as e:
             raise Unanswered(f"the service cannot be reached: {e}") from None
-        if answer.status >= 400:
-            raise Unanswered(str(said.get("detail") or said.get("title") or answer.status))
+        if status >= 400:
+            raise Unanswered(_problem(told, status))
         return said
+
+
+def _problem(body: bytes, status: int) -> str:
+    """What the service said against it, in words."""
+    try:
+        said = orjson.loads(body)
+        return str(said.get("detail") or said.get("title") or status)
+    except (ValueError, AttributeError):
+        return f"the service answered with status {status}"
 
 
 def engine_path(name: str, action: str) -> str:

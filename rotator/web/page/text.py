@@ -57,9 +57,9 @@ def tone(state: str) -> str:
     """Which of the few colours of state a word belongs to."""
     if state in ("awake", "ok", "ready"):
         return "good"
-    if state in ("failed", "quarantined", "unknown", "not ready", "abandoned"):
+    if state in ("failed", "quarantined", "unknown", "not ready", "abandoned", "serious"):
         return "bad" if state != "abandoned" else "warn"
-    if state in MOVING or state in ("cordoned", "open", "under way"):
+    if state in MOVING or state in ("cordoned", "open", "under way", "warning"):
         return "warn"
     return "calm" if state == "asleep" else "off"
 

@@ -68,7 +68,7 @@ class View:
                 with section("Incidents"):
                     self._incidents = Live("scroll") if self._operates else _lacking("incidents")
             with section("Log"):
-                self._log = LogPanel(self._model, self._operates)
+                self._log = LogPanel(self._model, self._who.token, self._operates)
 
     @property
     def _operates(self) -> bool:
@@ -115,14 +115,14 @@ class View:
             return
         shades = colors(look["engines"])
         self._status.set(parts.status(look, model.reachable))
-        self._tiles.set(parts.tiles(look, len(model.alarms)))
+        self._tiles.set(parts.tiles(look))
         self._legend.set(parts.legend(look, shades))
         self._host.set(parts.host(look, shades))
         self._queue.set(parts.queue(look))
         self._calendar.set(parts.calendar(look))
         if self._operates:
             self._swap_list.set(parts.swap_list(model.swaps))
-            self._incidents.set(parts.incidents(model.alarms))
+            self._incidents.set(parts.incidents(look["incidents"], model.alarms))
         self._update_engines(look, shades)
         self._update_gpus(look, shades)
         self._plan.offer(look["engines"])
