@@ -106,6 +106,23 @@ class Client:
                 if line.startswith(b"data: "):
                     yield json.loads(line.removeprefix(b"data: "))
 
+    def lines(self, path: str, *, deadline_s: float = CONNECT_DEADLINE_S, **query: Any) -> Iterator[str]:
+        """Lines of text as they come. ``deadline_s`` bounds how long it may be silent."""
+        with self._open("GET", path, query, None, deadline_s) as answer:
+            if answer.status != 200:
+                raise _refusal(answer.status, answer.read())
+            for line in answer:
+                yield line.decode(errors="replace").rstrip("\r\n")
+
+    def stream(self, path: str, body: Mapping[str, Any], *, deadline_s: float) -> Iterator[dict[str, Any]]:
+        """The data of a streamed answer's events. ``deadline_s`` bounds how long it may be silent."""
+        with self._open("POST", path, {}, body, deadline_s) as answer:
+            if answer.status != 200:
+                raise _refusal(answer.status, answer.read())
+            for line in answer:
+                if line.startswith(b"data: ") and line.strip() != b"data: [DONE]":
+                    yield json.loads(line.removeprefix(b"data: "))
+
     def _ask(
         self, method: str, path: str, query: Mapping[str, Any], body: Mapping[str, Any] | None, deadline_s: float
     ) -> Any:

@@ -7,16 +7,33 @@ from collections.abc import Callable, Sequence
 import typer
 
 from rotator import __version__
-from rotator.cli import act, agent, capacity, doctor, incidents, jobs, ledger_files, local, look, replay, simulate, soak
+from rotator.cli import (
+    act,
+    agent,
+    bench,
+    capacity,
+    doctor,
+    incidents,
+    jobs,
+    ledger_files,
+    local,
+    logs,
+    look,
+    replay,
+    simulate,
+    soak,
+    top,
+)
 from rotator.cli.client import Transport
-from rotator.cli.errors import EPILOG, PROBLEM, CliError
+from rotator.cli.errors import EPILOG, INTERNAL, INTERRUPTED, PROBLEM, CliError
+
+TRACEBACK = "ROTATOR_TRACEBACK"
 
 app = typer.Typer(
     name="rotator",
     help="Models take turns on shared GPUs.",
     epilog=EPILOG,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # errors as plain lines
 )
@@ -36,6 +53,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     *(look.status, look.engines, look.gpus, look.queue, look.plan, look.ledger, look.events),
     *(act.wake, act.sleep, act.swap, act.cordon, act.reload),
     *(doctor.doctor, ledger_files.ledger_backup, ledger_files.ledger_restore),
+    *(top.top, logs.logs, bench.bench),
     *(act.reserve, look.reservations, act.unreserve),
     *(capacity.capacity, replay.replay),
     *(simulate.simulate, simulate.trace, soak.soak),
@@ -72,10 +90,16 @@ def run(arguments: Sequence[str], transport: Transport | None = None) -> int:
     except SystemExit as e:
         return e.code if isinstance(e.code, int) else PROBLEM if e.code else 0
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as e:  # a fault of ours: no traceback reaches who did not ask for one
+        if os.environ.get(TRACEBACK):
+            raise
+        said = f"internal error: {type(e).__name__}: {e}".splitlines()[0]
+        print(f"rotator: {said}: please report it, with what {TRACEBACK}=1 shows", file=sys.stderr)
+        return INTERNAL
     return 0
 
 
