@@ -38,6 +38,7 @@ class Outcome:
     result: Result
     reason: str
     paths: tuple[str, ...] = ()  # what it changed or added
+    outside: bool = False  # nobody looked at this release
 
 
 @dataclass(slots=True)
@@ -149,7 +150,8 @@ def _apply(build: Build, patch: Patch, changed: Mapping[str, bytes]) -> tuple[Ou
 
     version = known_version(build.version)
     if version is not None and version not in SpecifierSet(patch.releases, prereleases=True):
-        return outcome(Result.NOT_APPLICABLE, f"{version} is outside {patch.releases}"), {}
+        reason = f"{version} is outside {patch.releases}"
+        return Outcome(patch.name, patch.required, Result.NOT_APPLICABLE, reason, outside=True), {}
     located = {name: locate(build, target, build.read) for name, target in patch.targets.items()}
     if missing := [name for name, path in located.items() if path is None]:
         return outcome(*_missing(patch, version, missing)), {}

@@ -60,6 +60,7 @@ def compose(source: Source, patches: Sequence[Patch], *, strict: bool = False) -
     recorder = Recorder(source)
     patched = apply_all(recorder, patches)
     blocking = [outcome for outcome in patched.failed if outcome.required or strict]
+    blocking += [outcome for outcome in patched.outcomes if outcome.required and outcome.outside]
     if blocking:
         lines = "\n".join(f"  {outcome.patch}: {outcome.reason}" for outcome in blocking)
         raise RequiredFailed(f"no bundle for {source.name} ({source.version or 'no version'}):\n{lines}")
@@ -250,7 +251,6 @@ def strangers(facts: Manifest, source: Source) -> list[str]:
         data = source.read(path)
         if data is None or digest(data) != sha:
             there = "is not there" if data is None else f"is {digest(data)}"
-            found.append(
-                f"{path} of {source.name} {there}; the bundle is for {facts.build.version or 'one'} with {sha}"
-            )
+            wanted = f"the bundle is for vLLM {facts.build.version or 'of no version'}, where it is {sha}"
+            found.append(f"{path} of {source.name} {there}; {wanted}")
     return found
