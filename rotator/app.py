@@ -29,6 +29,7 @@ from rotator.adapters.loopback import free_loopback_port
 from rotator.adapters.models import weight_bytes
 from rotator.adapters.nomad import NomadLauncher, connect
 from rotator.adapters.nomad_files import JobText
+from rotator.adapters.notify import tell_systemd
 from rotator.adapters.process import ProcessLauncher
 from rotator.adapters.redact import redactor
 from rotator.adapters.vllm import VllmControl
@@ -285,6 +286,7 @@ class _Service:
     async def _wind_down(self, world: World) -> None:
         """Refuse the rest, let in-flight work finish within its bound, then do with the engines as configured."""
         recovery = world.config.recovery
+        tell_systemd("STOPPING=1")
         self._loop.draining = True
         world.traffic.shut()
         world.bus.publish("service.stopping", on_shutdown=recovery.on_shutdown)
@@ -334,7 +336,12 @@ class _Service:
 
 class _Server(uvicorn.Server):
     """Signals are the service's business: it drains before the server goes. The socket is bound before, so that a taken
-    port is one clear line and no engine is touched for it."""
+    port is one clear line and no engine is touched for it. systemd hears of readiness once requests are served."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            tell_systemd("READY=1")
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -1,6 +1,5 @@
 """What the agent tells of its machine, and the two things it does there: learn of an engine's port, end an engine."""
 
-import os
 import secrets
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -64,7 +63,6 @@ def create_api(config: AgentConfig, devices: Devices, engines: Engines, machine:
             "version": __version__,
             "host": asdict(memory),
             "engines": engines.all(),
-            "is_root": os.geteuid() == 0,
         }
 
     @api.get("/v1/gpus")

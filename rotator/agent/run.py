@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import hmac
 import logging
-import os
 import signal
 import socket
 import ssl
@@ -29,6 +28,7 @@ API_BYTES_MAX = 64 << 10
 API_DEADLINE_S = 150.0  # the longest is a kill: its grace and what the kernel takes
 KEEPALIVE_S = 15  # longer than the gateway keeps a connection: no request meets a closing one
 WIND_DOWN_S = 5.0
+_RIGHTS = 1 << 19 | 1 << 5  # CAP_SYS_PTRACE, CAP_KILL
 
 _log = logging.getLogger("rotator.agent")
 
@@ -91,8 +91,8 @@ async def run(config: AgentConfig, token: str) -> None:
     listener = listen(config.host, config.port)
     port = listener.getsockname()[1]
     server, relay = assemble(config, token, NvmlDevices(), port)
-    if os.geteuid() != 0:
-        _log.warning("not running as root: processes of other users cannot be told to be an engine's, nor be ended")
+    if not sees_other_users():
+        _log.warning("no right to look into other users' processes: engines of theirs are not found, nor ended")
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _end, server)
@@ -114,6 +114,13 @@ def assemble(config: AgentConfig, token: str, devices: Devices, port: int) -> tu
     )
     api = create_api(config, devices, engines, Machine())
     return _Server(_uvicorn_config(Front(api, relay, token), config)), relay
+
+
+def sees_other_users(status: Path = Path("/proc/self/status")) -> bool:
+    """Whether this process may read other users' environments and end their processes: as root, or by capabilities."""
+    lines = status.read_text().splitlines() if status.exists() else []
+    told = next((line.split()[1] for line in lines if line.startswith("CapEff:")), "0")
+    return int(told, 16) & _RIGHTS == _RIGHTS
 
 
 def _end(server: _Server) -> None:
