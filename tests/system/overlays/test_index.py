@@ -92,6 +92,13 @@ def handler(shelf: Shelf) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+class Quiet(ThreadingHTTPServer):
+    """Who hangs up in the middle of an answer is nobody's concern."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass
+
+
 @pytest.fixture
 def shelf() -> Shelf:
     made = Shelf()
@@ -102,7 +109,7 @@ def shelf() -> Shelf:
 
 @pytest.fixture
 def url(shelf: Shelf) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(shelf))
+    server = Quiet(("127.0.0.1", 0), handler(shelf))
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}/simple"
