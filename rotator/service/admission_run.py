@@ -120,7 +120,8 @@ class Admitter:
         facts = await self._first_impression(engine, handle, before)
         active.phases_s["canary"] = clock() - begun - active.phases_s["start"]
         facts = _with(facts, step, facts.held_bytes, start_s=clock() - begun)
-        return await self._owner.moved(engine.name, Event.STARTED, facts)
+        # While it started nobody could tell its bytes from others': what came meanwhile must be known to the next plan.
+        return await self._owner.moved(engine.name, Event.STARTED, facts, await self._readings(engine))
 
     async def _launch(self, engine: EngineRuntime) -> Handle:
         launcher = self._world.launchers[engine.config.launcher]
