@@ -19,7 +19,7 @@ def incidents(
     context: typer.Context,
     only_open: Annotated[bool, typer.Option("--open", help="only those that are not over")] = False,
     engine: Annotated[str | None, typer.Option("--engine", help="only of this one")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=1000)] = 20,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="the newest so many")] = 20,
     url: Url = URL_DEFAULT,
     key: Key = None,
     as_json: AsJson = False,
