@@ -15,6 +15,7 @@ below: no adapter leaks another library's exception.
     ├── DeviceError          a GPU's reading failed
     │   └── DeviceTimeout        it hangs
     ├── NodeError            another machine's agent did not answer, or refused
+    ├── ArchiveError         a Python environment could not be archived or restored
     └── LedgerError          the ledger could not be read or written
 """
 
@@ -78,6 +79,10 @@ class DeviceTimeout(DeviceError):
 
 
 class NodeError(RotatorError):
+    pass
+
+
+class ArchiveError(RotatorError):
     pass
 
 
