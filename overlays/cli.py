@@ -257,12 +257,15 @@ def _outcomes(title: str, outcomes: list[Outcome], as_json: bool) -> None:
 
 
 def _matrix_table(columns: list[matrix.Column], chosen: tuple[Patch, ...]) -> None:
-    table = Table("release", *(patch.name for patch in chosen))
-    short = {"not applicable": "[dim]–[/]"}
+    """A letter a cell, a number a patch, so that it fits any terminal."""
+    letters = {"applied": "[green]A[/]", "upstream": "[cyan]U[/]", "not applicable": "[dim]–[/]", "failed": "[red]F[/]"}
+    table = Table("release", *(str(number) for number, _ in enumerate(chosen, 1)))
     for column in columns:
-        results = [outcome.result.value for outcome in column.outcomes]
-        table.add_row(column.version, *(short.get(result, _coloured(result)) for result in results))
+        table.add_row(column.version, *(letters[outcome.result.value] for outcome in column.outcomes))
     out.print(table)
+    for number, patch in enumerate(chosen, 1):
+        out.print(f"{number:3} {patch.name}", markup=False)
+    out.print("A applied, U upstream, – not applicable, F failed", markup=False)
 
 
 def _status_table(rows: list[dict[str, Any]]) -> None:
