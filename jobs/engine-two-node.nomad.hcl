@@ -70,12 +70,12 @@ locals {
     ["/models/current", "--served-model-name", var.served_name],
     var.args,
     [
-      "--tensor-parallel-size", "${var.tensor_parallel}",
-      "--pipeline-parallel-size", "${var.pipeline_parallel}",
+      "--tensor-parallel-size", format("%d", var.tensor_parallel),
+      "--pipeline-parallel-size", format("%d", var.pipeline_parallel),
       "--enable-sleep-mode",
       "--nnodes", "2",
       "--master-addr", var.master_address,
-      "--master-port", "${var.master_port}",
+      "--master-port", format("%d", var.master_port),
     ],
   )
 
@@ -267,7 +267,7 @@ job "vllm-engine-two-node" {
         args = concat(local.args, [
           "--node-rank", "0",
           "--host", "127.0.0.1",
-          "--port", "${var.port}",
+          "--port", format("%d", var.port),
         ])
 
         devices = [{ host_path = "/dev/infiniband", container_path = "/dev/infiniband" }]

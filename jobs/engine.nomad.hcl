@@ -204,11 +204,11 @@ job "vllm-engine" {
           ["/models/current", "--served-model-name", var.served_name],
           var.args,
           [
-            "--tensor-parallel-size", "${var.tensor_parallel}",
-            "--pipeline-parallel-size", "${var.pipeline_parallel}",
+            "--tensor-parallel-size", format("%d", var.tensor_parallel),
+            "--pipeline-parallel-size", format("%d", var.pipeline_parallel),
             "--enable-sleep-mode",
             "--host", "127.0.0.1", # /sleep and /collective_rpc run for whoever reaches them
-            "--port", "${var.port}",
+            "--port", format("%d", var.port),
           ],
         )
       }

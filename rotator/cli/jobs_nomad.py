@@ -137,22 +137,21 @@ async def _register(client: Registry, one: Rendered, deadline_s: float) -> tuple
     told = await client.register(job, modify_index=planned.job_modify_index, source=one.hcl, variables=one.variables)
     said, is_well = "registered", True
     if deadline_s > 0:
-        said, is_well = await _healthy(client, one.job_id, told.modify_index, deadline_s)
+        said, is_well = await _healthy(client, one.job_id, deadline_s)
     warnings = told.warnings or outcome.warnings
     return Outcome(one.name, one.job_id, said, outcome.is_new, outcome.lines, "", warnings), is_well
 
 
-async def _healthy(client: Registry, job_id: str, modify_index: int, deadline_s: float) -> tuple[str, bool]:
-    """Follow the deployment that this registration began."""
+async def _healthy(client: Registry, job_id: str, deadline_s: float) -> tuple[str, bool]:
+    """Follow the deployment that this registration began: that of the job's version, or of a later one."""
     loop = asyncio.get_running_loop()
     began = loop.time()
+    job = await client.job(job_id)
+    version = int((job or {}).get("Version") or 0)
     last = "no deployment yet"
     while loop.time() - began < deadline_s:
         found = await client.deployment(job_id)
-        if (
-            found is not None
-            and int(found.get("JobSpecModifyIndex") or found.get("JobModifyIndex") or 0) >= modify_index
-        ):
+        if found is not None and int(found.get("JobVersion") or 0) >= version:
             status = str(found.get("Status"))
             last = str(found.get("StatusDescription") or status)
             if status == "successful":

@@ -50,6 +50,8 @@ def _ranks(view: View, facts: Facts, named: Settings) -> Iterator[Finding]:
     if view.gpus is None or not all(size.isdigit() for size in sizes):
         return
     needed = int(sizes[0]) * int(sizes[1]) * int(sizes[2])
+    if view.nodes == 1 and (nodes := _number(named.get("--nnodes"))):
+        needed //= nodes  # a task of one node names its own GPUs only
     if needed != len(view.gpus):
         problem = f"TP {sizes[0]} × PP {sizes[1]} × DP {sizes[2]} need {needed} GPUs and {len(view.gpus)} are named"
         fix = "name as many GPUs, or change the sizes"

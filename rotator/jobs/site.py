@@ -163,5 +163,14 @@ class Site(Section):
 
 
 def load_site(path: Path) -> Site:
-    """Read and validate a site file. Raises JobsError with one line a problem."""
-    return parse_as(Site, read_text(path), str(path))
+    """Read and validate a site file; recipe files are relative to it. Raises JobsError with one line a problem."""
+    site = parse_as(Site, read_text(path), str(path))
+    base = path.resolve().parent
+    engines = {name: _with_recipe_in(base, engine) for name, engine in site.engines.items()}
+    return site.model_copy(update={"engines": engines})
+
+
+def _with_recipe_in(base: Path, engine: EngineSite) -> EngineSite:
+    if not engine.recipe.endswith((".yaml", ".yml")):
+        return engine
+    return engine.model_copy(update={"recipe": str(base / engine.recipe)})

@@ -57,7 +57,7 @@ def test_no_text_can_break_out_of_its_literal(values: dict[str, Any]):
     whole = {k: unicodedata.normalize("NFC", v) if isinstance(v, str) else v for k, v in values.items()}
     flat = {k: [unicodedata.normalize("NFC", one) for one in v] if isinstance(v, list) else v for k, v in whole.items()}
     read = pygohcl.attributes_loads(var_file(flat)) if flat else {}
-    assert read == {k: v for k, v in flat.items()}
+    assert read == flat
 
 
 def test_a_template_in_a_text_stands_for_itself():
