@@ -123,7 +123,7 @@ def sees_other_users(status: Path = Path("/proc/self/status")) -> bool:
     return int(told, 16) & _RIGHTS == _RIGHTS
 
 
-def _end(server: _Server) -> None:
+def _end(server: uvicorn.Server) -> None:
     tell_systemd("STOPPING=1")
     server.should_exit = True
 

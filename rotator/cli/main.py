@@ -13,6 +13,7 @@ from rotator.cli import (
     bench,
     capacity,
     doctor,
+    env,
     incidents,
     jobs,
     ledger_files,
@@ -76,6 +77,7 @@ for _action, _help in (
 
 
 app.add_typer(agent.agent_app, name="agent")
+app.add_typer(env.env_app, name="env")
 app.add_typer(jobs.jobs_app, name="jobs")
 
 
