@@ -1,8 +1,10 @@
 """A Nomad double on a socket: strict about what it is asked, exact in what it answers, with engines as local processes.
 
     async with NomadDouble(folder) as nomad:
-        nomad.teach(hcl, variables, job)      # what Nomad would make of this text
         ... nomad.address ...
+
+Jobs are read by golden parses (kept by the hash of text and variables), else as ``jobspec`` understands them.
+`python -m tests.nomad_double FOLDER` runs one to play with.
 
 Leaving it fails if a client asked for something that no Nomad 2.0 understands: real ones ignore unknown keys silently.
 """

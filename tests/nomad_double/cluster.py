@@ -146,12 +146,27 @@ class Cluster:
 
     async def _deploy(self, job: Json) -> Json:
         index = self._next()
-        groups = {g["Name"]: {"DesiredTotal": 1, "PlacedAllocs": 1, "HealthyAllocs": 0} for g in job["TaskGroups"]}
+        counts = {"DesiredTotal": 1, "PlacedAllocs": 1, "HealthyAllocs": 0, "UnhealthyAllocs": 0, "DesiredCanaries": 0}
+        progress = {"ProgressDeadline": 600_000_000_000, "RequireProgressBy": ZERO_TIME, "AutoRevert": False}
+        shape = {**counts, **progress, "AutoPromote": False, "Promoted": False, "PlacedCanaries": None}
         deployment = {
-            "ID": str(uuid.uuid4()), "Namespace": "default", "JobID": job["ID"], "JobVersion": job["Version"],
-            "TaskGroups": groups, "Status": "running", "StatusDescription": "Deployment is running",
-            "CreateIndex": index, "ModifyIndex": index,
-        }  # fmt: skip
+            "ID": str(uuid.uuid4()),
+            "Namespace": job.get("Namespace") or "default",
+            "JobID": job["ID"],
+            "JobVersion": job["Version"],
+            "JobModifyIndex": job["JobModifyIndex"],
+            "JobSpecModifyIndex": job["JobModifyIndex"],
+            "JobCreateIndex": job["CreateIndex"],
+            "IsMultiregion": False,
+            "TaskGroups": {g["Name"]: dict(shape) for g in job["TaskGroups"]},
+            "Status": "running",
+            "StatusDescription": "Deployment is running",
+            "EvalPriority": 0,
+            "CreateIndex": index,
+            "ModifyIndex": index,
+            "CreateTime": time.time_ns(),
+            "ModifyTime": time.time_ns(),
+        }
         self.deployments[deployment["ID"]] = deployment
         return deployment
 
@@ -209,6 +224,7 @@ class Cluster:
             good = not self.deployments_fail
             said = "Deployment completed successfully" if good else "Failed due to progress deadline"
             deployment.update(Status="successful" if good else "failed", StatusDescription=said)
+            deployment["TaskGroups"][group["Name"]]["HealthyAllocs" if good else "UnhealthyAllocs"] = 1
             ids = [alloc["JobID"]]
             await self._event("Deployment", "DeploymentStatusUpdate", deployment["ID"], ids, {"Deployment": deployment})
         self._settle(alloc["JobID"])

@@ -5,6 +5,7 @@ from typing import Any
 
 _OWN = ("ID", "Status", "StatusDescription", "Version", "Stable", "CreateIndex", "ModifyIndex", "JobModifyIndex")
 _APART = (*_OWN, "SubmitTime", "TaskGroups", "Tasks", "Name", "Update")
+_FORCES = ["forces create/destroy update"]  # said of tasks alone, though a job's meta forces it as well
 Json = dict[str, Any]
 
 
@@ -31,8 +32,8 @@ def _group(old: Json | None, new: Json | None) -> Json:
 
 def _task(old: Json | None, new: Json | None) -> Json:
     name = (new or old or {})["Name"]
-    fields = list(_fields(old or {}, new or {}, (*_APART, "Config")))
-    inner = list(_fields((old or {}).get("Config") or {}, (new or {}).get("Config") or {}, ()))
+    fields = list(_fields(old or {}, new or {}, (*_APART, "Config"), _FORCES))
+    inner = list(_fields((old or {}).get("Config") or {}, (new or {}).get("Config") or {}, (), _FORCES))
     objects = [{"Type": "Edited", "Name": "Config", "Fields": inner, "Objects": None}] if inner else None
     kind = _kind(old, new, bool(fields or inner))
     return {"Type": kind, "Name": name, "Fields": fields or None, "Objects": objects, "Annotations": None}
@@ -48,13 +49,12 @@ def _pairs(old: Json, new: Json, key: str) -> Iterable[tuple[Json | None, Json |
     return ((before.get(name), after.get(name)) for name in sorted({*before, *after}))
 
 
-def _fields(old: Json, new: Json, apart: tuple[str, ...]) -> Iterable[Json]:
+def _fields(old: Json, new: Json, apart: tuple[str, ...], notes: list[str] | None = None) -> Iterable[Json]:
     before, after = _flat(old, apart), _flat(new, apart)
     for name in sorted({*before, *after}):
         a, b = before.get(name, ""), after.get(name, "")
         if a != b:
             kind = "Added" if not a else "Deleted" if not b else "Edited"
-            notes = None if name.startswith("Stop") else ["forces create/destroy update"]
             yield {"Type": kind, "Name": name, "Old": a, "New": b, "Annotations": notes}
 
 

@@ -1,7 +1,6 @@
 """The routes: paths, methods, queries and bodies that Nomad 2.0.6 knows, and what it answers to each."""
 
 import json
-import re
 import signal
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -13,6 +12,8 @@ from typing import Any, Self
 from tests.nomad_double import shapes
 from tests.nomad_double.cluster import Cluster, Json
 from tests.nomad_double.golden import golden_key, load_goldens
+from tests.nomad_double.hcl import HclError
+from tests.nomad_double.jobspec import read_job
 from tests.nomad_double.wire import Refusal, Reply, Request, Server
 
 Handler = Callable[["NomadDouble", Request], Awaitable[Reply]]
@@ -55,6 +56,7 @@ class NomadDouble:
         tls: ssl.SSLContext | None = None,
         environ: Mapping[str, str] | None = None,
         heartbeat_s: float = 30.0,
+        port: int = 0,
     ) -> None:
         self.cluster = Cluster(folder, environ=environ)
         self.goldens = load_goldens()
@@ -65,7 +67,7 @@ class NomadDouble:
         self.token = token
         self.heartbeat_s = heartbeat_s
         self._scheme = "https" if tls else "http"
-        self._server = Server(self._answer, tls)
+        self._server = Server(self._answer, tls, port)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -93,7 +95,7 @@ class NomadDouble:
         return self._server.cut_streams()
 
     def teach(self, hcl: str, variables: str, job: Json) -> None:
-        """What Nomad makes of this text with these variables."""
+        """What Nomad makes of this text with these variables, where that is to be something of the test's own."""
         self.goldens[golden_key(hcl, variables)] = job
 
     def log(self, job_id: str, text: str, kind: str = "stderr") -> None:
@@ -176,21 +178,11 @@ async def _parse(nomad: NomadDouble, request: Request) -> Reply:
     hcl, variables = body.get("JobHCL") or "", body.get("Variables") or ""
     if not hcl:
         raise Refusal(400, "Job spec is empty")
-    if missing := [n for n in _required(hcl) if not re.search(rf"(?m)^{n}\s*=", variables)]:
-        raise Refusal(
-            400,
-            f'Failed to parse job: input.hcl:1,1-9: Unset variable "{missing[0]}"; A used variable has not been set',
-        )
     job = nomad.goldens.get(golden_key(hcl, variables))
-    if job is None:
-        raise Refusal(400, f"Failed to parse job: no golden parse {golden_key(hcl, variables)[:16]} of this text")
-    return Reply(job)
-
-
-def _required(hcl: str) -> list[str]:
-    """Variables without a default."""
-    blocks = re.findall(r'(?ms)^variable\s+"(\w+)"\s*\{(.*?)\n?\}', hcl)
-    return [name for name, inner in blocks if "default" not in inner]
+    try:
+        return Reply(job if job is not None else read_job(hcl, variables))
+    except HclError as e:
+        raise Refusal(400, f"Failed to parse job: {e}") from None
 
 
 @route("POST PUT", "job/*/plan", body="plan")
@@ -214,8 +206,9 @@ async def _registered(nomad: NomadDouble, request: Request, job: Json) -> Reply:
     current = cluster.jobs.get(job["ID"])
     if nomad.conflicts:
         nomad.conflicts -= 1
-        if current is not None:
-            current["JobModifyIndex"] = cluster.index = cluster.index + 1
+        if current is None:
+            raise Refusal(500, "Enforcing job modify index 0: job already exists")
+        current["JobModifyIndex"] = cluster.index = cluster.index + 1
     if body.get("EnforceIndex"):
         wanted = int(body.get("JobModifyIndex") or 0)
         prefix = f"Enforcing job modify index {wanted}: "

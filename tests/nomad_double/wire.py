@@ -49,13 +49,13 @@ Answer = Callable[[Request], Awaitable[Reply]]
 class Server:
     """One listening socket; ``stop`` also breaks every connection, as a killed agent does."""
 
-    def __init__(self, answer: Answer, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, answer: Answer, tls: ssl.SSLContext | None = None, port: int = 0) -> None:
         self._answer = answer
         self._tls = tls
         self._server: asyncio.Server | None = None
         self._writers: dict[asyncio.StreamWriter, bool] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self.port = 0
+        self.port = port
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._tls)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rotator.adapters.nomad import NomadLauncher, connect
-from rotator.adapters.nomad_files import JobText
+from rotator.adapters.nomad_files import JobText, Render
 from rotator.adapters.nomad_job import var_file
 from rotator.adapters.nomad_nodes import Agents
 from rotator.config_nomad import NomadConfig
@@ -54,11 +54,17 @@ def render_nothing(site: Path, name: str) -> JobText:
 
 @contextlib.asynccontextmanager
 async def rig_up(
-    folder: Path, *, token: str = "", agents: Agents | None = None, service: str = "svc", **settings: Any
+    folder: Path,
+    *,
+    token: str = "",
+    agents: Agents | None = None,
+    service: str = "svc",
+    render: Render | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Rig]:
     async with NomadDouble(folder / "nomad", token=token, heartbeat_s=0.2) as nomad:
         news: list[LauncherNews] = []
-        launcher = second(nomad, news, token=token, agents=agents, service=service, **settings)
+        launcher = second(nomad, news, token=token, agents=agents, service=service, render=render, **settings)
         try:
             yield Rig(nomad, launcher, folder, news)
         finally:
@@ -72,6 +78,7 @@ def second(
     token: str = "",
     agents: Agents | None = None,
     service: str = "svc",
+    render: Render | None = None,
     **settings: Any,
 ) -> NomadLauncher:
     """A launcher of another life of the service, or of another service."""
@@ -79,7 +86,7 @@ def second(
         {"address": nomad.address, "deadline_s": 2, "place_deadline_s": 2, "resync_s": 5, **settings}
     )
     environ = {"NOMAD_TOKEN": token, "NOMAD_ADDR": "http://127.0.0.1:1"}
-    return connect(config, environ, service, told=news.append, render=render_nothing, agents=agents)
+    return connect(config, environ, service, told=news.append, render=render or render_nothing, agents=agents)
 
 
 async def eventually(

@@ -64,7 +64,7 @@ async def test_a_plan_tells_what_would_change_and_what_it_enforces(client: Nomad
     assert (same.job_modify_index, same.changed) == (done.modify_index, False)
     other = await client.plan(sample_job(Meta={"note": "b"}))
     assert other.changed
-    assert diff_lines(other.diff) == ("Meta[note]: (none) -> b (forces create/destroy update)",)
+    assert diff_lines(other.diff) == ("Meta[note]: (none) -> b",)
 
 
 async def test_a_job_without_a_place_is_planned_with_the_reason(nomad: NomadDouble, client: NomadClient) -> None:
