@@ -5,6 +5,7 @@ import contextlib
 import os
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rotator.adapters.blocking import off_loop
@@ -37,21 +38,23 @@ class FileLogs:
         empty batch now and then while nothing is. A file that does not answer raises LaunchError."""
         file = Path(path)
         found, place = await self._off_loop(lambda: _tail(file, min(lines, LINES_MAX)), path)
-        yield self._clean(found)
+        yield found
         while follow:
             await asyncio.sleep(POLL_S)
-            found, place = await self._off_loop(lambda at=place: _more(file, at), path)  # type: ignore[misc] # its type is place's
-            yield self._clean(found)
+            found, place = await self._off_loop(partial(_more, file, place), path)
+            yield found
 
-    def _clean(self, found: list[bytes]) -> tuple[str, ...]:
-        return tuple(self._redact(line.decode(errors="replace").rstrip("\r\n")) for line in found)
-
-    @staticmethod
     async def _off_loop(
-        work: Callable[[], tuple[list[bytes], _Place | None]], path: str
-    ) -> tuple[list[bytes], _Place | None]:
+        self, work: Callable[[], tuple[list[bytes], _Place | None]], path: str
+    ) -> tuple[tuple[str, ...], _Place | None]:
+        """Read and redact in a thread: both may take their time."""
+
+        def read() -> tuple[tuple[str, ...], _Place | None]:
+            found, place = work()
+            return tuple(self._redact(line.decode(errors="replace").rstrip("\r\n")) for line in found), place
+
         try:
-            return await off_loop(work, deadline_s=READ_S, doing=f"reading {path}")
+            return await off_loop(read, deadline_s=READ_S, doing=f"reading {path}")
         except OSError as e:
             raise LaunchError(f"the log {path} cannot be read: {e.strerror}") from None
 
