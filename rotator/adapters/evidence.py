@@ -26,6 +26,7 @@ PROCESSES_MAX = 64
 _AT_ONCE = 8  # debuggers
 _LINE_BYTES = 400  # what a line of a log is taken for
 _DUMP_WAIT_S = 3.0
+_DUMP_POLL_S = 0.25
 _PIECE_BYTES = 1 << 18
 _FILE_BYTES_MAX = 16 * MIB
 
@@ -174,8 +175,13 @@ class FileEvidence:
             raise ToolFailed(
                 "no rank listens: it is no torch process with a flight recorder, or was launched elsewhere"
             )
-        await asyncio.sleep(_DUMP_WAIT_S)
-        found = await asyncio.to_thread(dumps, self._state_dir, engine, since_wall_s)
+        found: tuple[Path, ...] = ()
+        for _ in range(int(_DUMP_WAIT_S / _DUMP_POLL_S)):
+            enough = len(found) >= asked  # one pause more: the last may still be writing
+            await asyncio.sleep(_DUMP_POLL_S)
+            found = await asyncio.to_thread(dumps, self._state_dir, engine, since_wall_s)
+            if enough:
+                break
         for path in found:
             folder.put_bytes(f"nccl/{path.name}", await asyncio.to_thread(path.read_bytes))
         if len(found) < asked:
