@@ -21,7 +21,7 @@ TSAN_ROUNDS ?= 1500
 NATIVE := CMakeLists.txt $(wildcard allocator/csrc/* allocator/sim/*.cpp allocator/sim/*.h)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: compiler demo test test-long asan tsan lint types layers docs docs-current check bench clean
+.PHONY: wheel units compiler demo test test-long asan tsan lint types layers docs docs-current check bench clean
 .DEFAULT_GOAL := check
 
 demo: $(VENV)/.ready-to-run
@@ -65,11 +65,19 @@ layers: $(VENV)/.ready-to-test
 docs: $(VENV)/.ready-to-test
 	$(BIN)/rotator schema > docs/fleet.schema.json
 	$(BIN)/rotator schema --markdown > docs/configuration.md
+	$(BIN)/rotator schema --commands > docs/cli.md
+	$(BIN)/rotator jobs schema recipe > docs/recipe.schema.json
+	$(BIN)/rotator jobs schema site > docs/site.schema.json
+	$(BIN)/rotator jobs schema --markdown > docs/jobs-keys.md
 
 docs-current: $(VENV)/.ready-to-test
-	@for pair in "--no-markdown docs/fleet.schema.json" "--markdown docs/configuration.md"; do \
+	@for pair in "--no-markdown docs/fleet.schema.json" "--markdown docs/configuration.md" "--commands docs/cli.md"; do \
 	  set -- $$pair; \
 	  $(BIN)/rotator schema $$1 | diff -u "$$2" - || { echo "$$2 is not current: run 'make docs'" >&2; exit 1; }; \
+	done
+	@for pair in "recipe docs/recipe.schema.json" "site docs/site.schema.json" "--markdown docs/jobs-keys.md"; do \
+	  set -- $$pair; \
+	  $(BIN)/rotator jobs schema $$1 | diff -u "$$2" - || { echo "$$2 is not current: run 'make docs'" >&2; exit 1; }; \
 	done
 
 check: test lint types layers docs-current
@@ -77,6 +85,26 @@ check: test lint types layers docs-current
 bench: $(VENV)/.ready-to-test
 	$(BIN)/python -m bench.planner
 	$(BIN)/python -m bench.gateway
+
+# A wheel from the tree, tried in a fresh environment as a machine would have it: what deploy/Containerfile does.
+wheel: | compiler $(BIN)/python
+	rm -rf build/wheel dist/rotator-*.whl
+	$(BIN)/python -m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir dist .
+	$(BIN)/python -m venv build/wheel
+	build/wheel/bin/python -m pip install --disable-pip-version-check --quiet dist/rotator-*.whl
+	cd build/wheel && bin/rotator --version && bin/rotator schema > fleet.schema.json && bin/rotator agent --help > agent.txt
+	cmp build/wheel/fleet.schema.json docs/fleet.schema.json
+	@ls -l dist/rotator-*.whl
+
+# systemd's own opinion of the units, with a program where they expect one.
+units:
+	root=$$(mktemp -d) && trap 'rm -rf "$$root"' EXIT && \
+	install -D /bin/true $$root/opt/rotator/bin/rotator && install -D /bin/true $$root/opt/rotator/bin/python && \
+	for unit in deploy/systemd/*.service; do \
+	  sed "s#/opt/rotator#$$root/opt/rotator#" $$unit > $$root/$$(basename $$unit) && \
+	  systemd-analyze verify $$root/$$(basename $$unit) && \
+	  systemd-analyze security --offline=true --threshold=45 $$root/$$(basename $$unit) | tail -n 1; \
+	done
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -141,6 +141,16 @@ class SimulatedBox:
         folders = [str(self.path / "lib"), *([inherited] if inherited else [])]
         return {"ROTATOR_SIM_BOX": str(self.path), "LD_LIBRARY_PATH": ":".join(folders)}
 
+    def raise_xid(self, device: int, xid: int) -> None:
+        """NVML's event sets that listen to this device are given this Xid."""
+        path = self.path / "control" / f"gpu{device}.xids"
+        before = path.read_text().strip() if path.exists() else ""
+        _replace(path, f"{before} {xid}".strip() + "\n")
+
+    def count_ecc(self, device: int, uncorrected: int) -> None:
+        """NVML counts so many uncorrectable memory errors on this device from now on."""
+        _replace(self.path / "control" / f"gpu{device}.ecc", f"{uncorrected}\n")
+
     def hang_nvml(self, device: int) -> None:
         """NVML queries of this device hang from now on, until `heal_nvml`."""
         _replace(self.path / "control" / f"gpu{device}.nvml", "hang\n")

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import secrets
 import signal
 import socket
@@ -14,19 +15,33 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from rotator.adapters.attach import AttachLauncher
+from rotator.adapters.agents import Agents
+from rotator.adapters.attach_remote import FleetAttach
 from rotator.adapters.devices import NvmlDevices
+from rotator.adapters.evidence import FileEvidence
+from rotator.adapters.fleet_devices import FleetDevices
+from rotator.adapters.gpu_reports import NvmlReports
 from rotator.adapters.host import read_host_memory
 from rotator.adapters.ledger import SqlLedger
+from rotator.adapters.logfiles import FileLogs
+from rotator.adapters.logwatch import FileLogWatch
 from rotator.adapters.loopback import free_loopback_port
 from rotator.adapters.models import weight_bytes
+from rotator.adapters.nomad import NomadLauncher, connect
+from rotator.adapters.nomad_files import JobText
+from rotator.adapters.notify import tell_systemd
 from rotator.adapters.process import ProcessLauncher
+from rotator.adapters.redact import redactor
 from rotator.adapters.vllm import VllmControl
+from rotator.adapters.webhooks import Webhooks
 from rotator.config import ConfigError, FleetConfig, load
 from rotator.core.lifecycle import is_live
 from rotator.core.values import Command, CommandKind
-from rotator.ports import Launcher, RotatorError
+from rotator.doctor.preflight import Preflight
+from rotator.ports import Launcher, LauncherNews, LaunchError, Recovered, RotatorError
+from rotator.ports_watchdog import Senses
 from rotator.service.api import create_api
+from rotator.service.callouts import call_out
 from rotator.service.directory import FleetDirectory
 from rotator.service.events import EventBus
 from rotator.service.fleet import Fleet
@@ -35,13 +50,16 @@ from rotator.service.gateway import Gateway
 from rotator.service.journal import Journal
 from rotator.service.keys import Keys
 from rotator.service.loop import Loop
+from rotator.service.mailbox import LauncherTold
 from rotator.service.metrics import Metrics
 from rotator.service.operator import Operator
+from rotator.service.sessions import Sessions
 from rotator.service.setup import Setup
 from rotator.service.timers import Timers
 from rotator.service.traffic import Traffic
 from rotator.service.wire import CorkedProtocol
 from rotator.service.world import World
+from rotator.web.house import open_page
 
 _log = logging.getLogger("rotator")
 _INVENTORY_S = 10.0
@@ -82,23 +100,43 @@ class _Service:
             self._setup = Setup(loop, weight_bytes, free_loopback_port)
             loop.rebuild = self._setup.rebuild
             recovered = await world.ledger.recover()
-            inventory = await world.devices.inventory(deadline_s=_INVENTORY_S)
-            if problems := fleet.configure_gpus(self._config, inventory):
-                raise ConfigError(problems)
-            await world.ledger.put_gpus([g.info for g in fleet.gpus.values()])
-            self._setup.build(recovered.engines)
+            await self._find_gpus(world, fleet, recovered)
+            self._setup.build(recovered.engines, recovered.residencies)
+            if world.nodes is not None:
+                await world.nodes.look(deadline_s=_INVENTORY_S)  # agents learn where this fleet's engines listen
             fleet.remember(recovered)
             self._operator = Operator(loop, self._reload, str(self._path))
             deciding = asyncio.create_task(loop.run(recovered))
-            timers = Timers(loop)
+            timers = Timers(loop, on_nodes=self._setup.budget_nodes)
             timers.start()
+            webhooks = Webhooks(self._config.webhooks, os.environ)
+            calling = asyncio.create_task(call_out(world.bus, webhooks.tell))
             try:
                 await self._serve(world)
             finally:
                 timers.stop()
+                calling.cancel()
+                await webhooks.close()
                 deciding.cancel()
                 await asyncio.gather(deciding, return_exceptions=True)
         return 0
+
+    async def _find_gpus(self, world: World, fleet: Fleet, recovered: Recovered) -> None:
+        """What every machine has. A node that does not answer has what it had when it was last seen."""
+        if world.nodes is not None:
+            world.nodes.remember(recovered.nodes)
+            for record in await world.nodes.look(deadline_s=_INVENTORY_S):
+                await world.ledger.put_node(record)
+        inventory = await world.devices.inventory(deadline_s=_INVENTORY_S)
+        seen = {info.node for info in inventory}
+        others = {node.name for node in self._config.nodes} - seen
+        remembered = tuple(info for info in recovered.gpus if info.node in others)
+        if problems := fleet.configure_gpus(self._config, (*inventory, *remembered)):
+            raise ConfigError(problems)
+        for info in remembered:
+            if info.id in fleet.gpus and world.nodes is not None:
+                fleet.gpus[info.id].unreadable = world.nodes.known(info.node).reason or "its agent lists no GPU"
+        await world.ledger.put_gpus([g.info for g in fleet.gpus.values()])
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
@@ -106,6 +144,7 @@ class _Service:
     async def _world(self) -> AsyncIterator[tuple[World, Fleet]]:
         config = self._config
         state_dir = _state_dir(config)
+        self._agents = agents = Agents(config.nodes)
         url = config.ledger.url or f"sqlite:///{state_dir / 'ledger.db'}"
         ledger = await SqlLedger.open(
             url,
@@ -113,11 +152,17 @@ class _Service:
             sample_retention_h=config.devices.sample_retention_h,
             retention_days=config.ledger.retention_days,
         )
-        control = VllmControl()
+        own = None if config.devices.gpus == () else NvmlDevices()
+        control = VllmControl(doors=agents.door)
         launchers: dict[str, Launcher] = {
-            "process": ProcessLauncher(state_dir, _service_id(state_dir)),
-            "attach": AttachLauncher(),
+            "process": ProcessLauncher(
+                state_dir, _service_id(state_dir), nccl_trace=lambda: self._config.watchdog.evidence.nccl_trace
+            ),
+            "attach": FleetAttach(agents),
         }
+        nomad = self._nomad(state_dir)
+        if nomad is not None:
+            launchers["nomad"] = nomad
         self._metrics = Metrics()
         traffic = Traffic(
             queue_total_max=config.gateway.queue_total_max,
@@ -125,11 +170,12 @@ class _Service:
             on_request_end=self._on_request_end,
             eta=self._eta,
         )
+        fleet = Fleet(config, traffic)
         try:
             yield (
                 World(
                     config,
-                    NvmlDevices(),
+                    FleetDevices(own, agents),
                     control,
                     launchers,
                     ledger,
@@ -137,12 +183,42 @@ class _Service:
                     traffic,
                     EventBus(),
                     read_host_memory,
+                    agents if config.nodes else None,
+                    self._senses(state_dir),
+                    preflight=Preflight(lambda name: tuple(fleet.gpus[g].info for g in fleet.engines[name].gpus)),
                 ),
-                Fleet(config, traffic),
+                fleet,
             )
         finally:
+            if nomad is not None:
+                await nomad.close()
             await control.close()
+            await agents.close()
             await ledger.close()
+
+    def _senses(self, state_dir: Path) -> Senses:
+        evidence = FileEvidence(state_dir, lambda: self._config.watchdog.evidence)
+        return Senses(NvmlReports(), FileLogWatch(state_dir), evidence)
+
+    def _nomad(self, state_dir: Path) -> NomadLauncher | None:
+        """None where the environment names no usable Nomad and no engine needs one; else raises LaunchError."""
+        config = self._config
+        try:
+            return connect(
+                config.nomad,
+                os.environ,
+                _service_id(state_dir),
+                told=self._launcher_told,
+                render=_render_job,
+                agents=self._agents,
+            )
+        except LaunchError:
+            if any(engine.launcher == "nomad" for engine in config.engines):
+                raise
+            return None
+
+    def _launcher_told(self, news: LauncherNews) -> None:
+        self._loop.tell(LauncherTold(news))
 
     def _on_demand(self, _: str) -> None:
         self._loop.tick()
@@ -158,7 +234,8 @@ class _Service:
 
     async def _serve(self, world: World) -> None:
         config = self._config
-        keys = Keys(config.keys, config.bind)
+        sessions = Sessions(_page_secret(config.state_dir), config.keys, config.page.session_h * 3600)
+        keys = Keys(config.keys, config.bind, sessions)
         self._metrics.watch(world.traffic)
         self._gateway = gateway = Gateway(
             traffic=world.traffic,
@@ -169,6 +246,7 @@ class _Service:
             authorize=keys.authorize,
             guard=keys.guard,
             identify=keys.client if config.keys else None,
+            doors=self._agents.door,
         )
         api = create_api(
             self._operator,
@@ -176,13 +254,17 @@ class _Service:
             authorize=keys.authorize,
             guard=keys.guard,
             metrics_registry=self._metrics.registry,
+            logs=FileLogs(redactor({**os.environ, **{k: v for e in config.engines for k, v in e.env.items()}})),
         )
-        server = _Server(uvicorn_config(Front(gateway, api), config))
+        page = open_page(self._operator, world.bus, api, keys, config.page, config.state_dir / "logs" / "page.log")
+        server = _Server(uvicorn_config(Front(gateway, api, page), config))
         self._on_signals()
         try:
             await self._until_stopped(server, world)
         finally:
             await gateway.close()
+            if page is not None:
+                await page.close()
 
     async def _until_stopped(self, server: "_Server", world: World) -> None:
         serving = asyncio.create_task(server.serve([self._listener]))
@@ -204,6 +286,7 @@ class _Service:
     async def _wind_down(self, world: World) -> None:
         """Refuse the rest, let in-flight work finish within its bound, then do with the engines as configured."""
         recovery = world.config.recovery
+        tell_systemd("STOPPING=1")
         self._loop.draining = True
         world.traffic.shut()
         world.bus.publish("service.stopping", on_shutdown=recovery.on_shutdown)
@@ -253,7 +336,12 @@ class _Service:
 
 class _Server(uvicorn.Server):
     """Signals are the service's business: it drains before the server goes. The socket is bound before, so that a taken
-    port is one clear line and no engine is touched for it."""
+    port is one clear line and no engine is touched for it. systemd hears of readiness once requests are served."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            tell_systemd("READY=1")
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -301,9 +389,28 @@ def _state_dir(config: FleetConfig) -> Path:
     return config.state_dir
 
 
+def _render_job(site: Path, name: str) -> JobText:
+    """Raises LaunchError with one line a problem."""
+    from rotator.jobs.findings import JobsError  # all of it is read only where a job comes from a site file
+    from rotator.jobs.render import render_text
+
+    try:
+        return JobText(*render_text(name, site))
+    except JobsError as e:
+        raise LaunchError("; ".join(e.problems)) from None
+
+
 def _service_id(state_dir: Path) -> str:
     """Marks this service's engines among those of others, over all its lives."""
     path = state_dir / "service_id"
     with contextlib.suppress(FileExistsError), path.open("x") as f:
         f.write(secrets.token_hex(8))
+    return path.read_text().strip()
+
+
+def _page_secret(state_dir: Path) -> str:
+    """Signs the page's sessions, over all of this service's lives. Only its own user may read it."""
+    path = state_dir / "page_secret"
+    with contextlib.suppress(FileExistsError), open(path, "x", opener=lambda p, flags: os.open(p, flags, 0o600)) as f:
+        f.write(secrets.token_hex(32))
     return path.read_text().strip()

@@ -16,12 +16,15 @@ from pydantic import (
 
 from rotator.config_base import Section
 from rotator.config_calendar import CalendarConfig
+from rotator.config_nodes import NodeConfig, split_gpu, unknown_names
+from rotator.config_nomad import JobConfig, NomadConfig
 from rotator.config_policies import PoliciesConfig
 from rotator.config_text import TextProblem, problem_lines, read_mapping
+from rotator.config_watchdog import WatchdogConfig, WebhookConfig
 from rotator.core.values import Level
 
 GIB = 1 << 30
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
+ENGINE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
 
 
 class ConfigError(Exception):
@@ -110,12 +113,17 @@ def _max_num_seqs(command: tuple[str, ...]) -> int | None:
 
 
 class EngineConfig(Section):
-    name: str = Field(pattern=_NAME, description="the engine's name, and the model name that clients ask for")
+    name: str = Field(pattern=ENGINE_NAME, description="the engine's name, and the model name that clients ask for")
     aliases: tuple[str, ...] = ()
     served_model: str | None = Field(
         default=None, description="the name the engine itself serves; its own name if absent"
     )
-    gpus: tuple[int | str, ...] = Field(min_length=1, description="NVML indices or UUIDs; as many as TP × PP")
+    gpus: tuple[int | str, ...] = Field(
+        min_length=1, description="NVML indices or UUIDs, of another node as `node/0`; as many as TP × PP"
+    )
+    node: str | None = Field(
+        default=None, description="the node (or pool of nodes) of those `gpus` that name none; this machine if absent"
+    )
     tp: int | None = Field(default=None, ge=1, description="tensor parallel size; as many as GPUs if absent")
     launcher: Literal["process", "attach", "nomad"] = "process"
     command: tuple[Word, ...] = Field(
@@ -125,6 +133,7 @@ class EngineConfig(Section):
     workdir: str | None = None
     port: int | None = Field(default=None, ge=1, le=65535, description="loopback port; chosen once and kept if absent")
     url: HttpUrl | None = Field(default=None, description="for launcher 'attach': where the engine runs")
+    job: JobConfig | None = Field(default=None, description="for launcher 'nomad': what Nomad is to run")
     model_path: Path | None = Field(default=None, description="checked to exist before a launch")
     sleep_levels: tuple[Literal[1, 2], ...] = Field(
         default=(1,), min_length=1, description="levels it may use, preferred first"
@@ -175,6 +184,8 @@ class EngineConfig(Section):
             self.workdir,
             str(self.url),
             self.port,
+            *((self.node,) if self.node else ()),  # not for all: engines of one machine keep the hash they had
+            *((self.job.model_dump(mode="json"),) if self.job else ()),
         )
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -184,6 +195,12 @@ class EngineConfig(Section):
             raise ValueError("launcher 'attach' needs 'url': where the engine runs")
         if self.launcher == "process" and not self.command:
             raise ValueError("launcher 'process' needs 'command': a list of program and arguments")
+        if self.launcher == "nomad" and (self.job is None or self.port is None):
+            raise ValueError(
+                "launcher 'nomad' needs 'job' and 'port': what Nomad runs, and the port that it listens on"
+            )
+        if self.launcher != "nomad" and self.job is not None:
+            raise ValueError("'job' is for launcher 'nomad' only: remove it, or set the launcher")
         if self.launcher != "attach" and self.url is not None:
             raise ValueError("'url' is for launcher 'attach' only: this engine gets a loopback port")
         if self.tp is not None and len(self.gpus) % self.tp:
@@ -220,6 +237,9 @@ class CanaryConfig(Section):
 
 
 class RecoveryConfig(Section):
+    preflight: bool = Field(
+        default=True, description="look before each launch for what surely prevents it, and do not launch then"
+    )
     backoff_first_s: float = Field(default=5, gt=0)
     backoff_max_s: float = Field(default=600, gt=0)
     vram_drain_deadline_s: float = Field(
@@ -235,6 +255,10 @@ class RecoveryConfig(Section):
     health_failures_max: int = Field(
         default=6, ge=1, description="so many misses in a row and an awake engine is restarted"
     )
+    breaker_failures: int = Field(
+        default=6, ge=1, description="so many faults within breaker_window_s and an engine is quarantined"
+    )
+    breaker_window_s: float = Field(default=3600, gt=0, description="within which faults are counted")
     on_shutdown: Literal["leave", "sleep", "stop"] = Field(
         default="leave", description="what SIGTERM does to the engines"
     )
@@ -260,6 +284,14 @@ class LedgerConfig(Section):
     )
 
 
+class PageConfig(Section):
+    """The web page at ``/``."""
+
+    enabled: bool = Field(default=True, description="whether `/` shows the page to browsers")
+    viewers_max: int = Field(default=16, ge=1, le=256, description="so many open pages at once; further ones are told")
+    session_h: float = Field(default=12.0, gt=0, description="how long a login with a key lasts, in hours")
+
+
 class BindConfig(Section):
     host: str = "127.0.0.1"
     port: int = Field(default=8400, ge=0, le=65535)
@@ -283,14 +315,19 @@ class FleetConfig(Section):
     host_memory_gib: float | None = Field(
         default=None, gt=0, description="budget for masters in RAM; 80 % of the host if absent"
     )
+    nodes: tuple[NodeConfig, ...] = Field(default=(), description="other machines, each with its agent")
     engines: tuple[EngineConfig, ...] = Field(min_length=1)
     gateway: GatewayConfig = GatewayConfig()
     policies: PoliciesConfig = PoliciesConfig()
     calendar: CalendarConfig = CalendarConfig()
     canary: CanaryConfig = CanaryConfig()
     recovery: RecoveryConfig = RecoveryConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
+    webhooks: tuple[WebhookConfig, ...] = Field(default=(), max_length=16, description="who is told of incidents")
     ledger: LedgerConfig = LedgerConfig()
+    nomad: NomadConfig = NomadConfig()
     keys: tuple[KeyConfig, ...] = ()
+    page: PageConfig = PageConfig()
 
     @field_validator("engines")
     @classmethod
@@ -330,9 +367,22 @@ class FleetConfig(Section):
                 )
         if (unknown := self.calendar.unknown(names)) is not None:
             raise ValueError(unknown)
+        self._check_nodes()
         if not self.bind.is_loopback and not self.keys:
             raise ValueError("bind.host is not loopback and there are no keys: add 'keys' or bind to 127.0.0.1")
         return self
+
+    def _check_nodes(self) -> None:
+        if (problem := unknown_names(self.nodes)) is not None:
+            raise ValueError(problem)
+        nodes = {node.name for node in self.nodes}
+        known = nodes | {node.pool for node in self.nodes if node.pool}
+        for engine in self.engines:
+            if engine.node is not None and engine.node not in known:
+                raise ValueError(f"engine '{engine.name}': there is no node or pool '{engine.node}': add it to 'nodes'")
+            for gpu in engine.gpus:
+                if (node := split_gpu(gpu)[0]) and node not in nodes:
+                    raise ValueError(f"engine '{engine.name}': GPU '{gpu}' is on no node of this file: add '{node}'")
 
     def engine(self, name: str) -> EngineConfig:
         return next(e for e in self.engines if e.name == name)
@@ -351,7 +401,16 @@ def parse(text: str, *, base: Path) -> LoadedFleet:
     except ValidationError as e:
         raise ConfigError(problem_lines(e, data, FleetConfig)) from None
     engines = tuple(_absolute(engine, base) for engine in fleet.engines)
-    return fleet.model_copy(update={"state_dir": (base / fleet.state_dir).resolve(), "engines": engines})
+    update: dict[str, Any] = {"state_dir": (base / fleet.state_dir).resolve(), "engines": engines}
+    update["nomad"] = fleet.nomad.files_in(base)
+    if fleet.nodes:
+        update["nodes"] = tuple(_node_absolute(node, base) for node in fleet.nodes)
+    return fleet.model_copy(update=update)
+
+
+def _node_absolute(node: NodeConfig, base: Path) -> NodeConfig:
+    files = {name: getattr(node, name) for name in ("ca", "cert", "key", "token_file")}
+    return node.model_copy(update={name: base / path for name, path in files.items() if path is not None})
 
 
 def _absolute(engine: EngineConfig, base: Path) -> EngineConfig:
@@ -361,6 +420,8 @@ def _absolute(engine: EngineConfig, base: Path) -> EngineConfig:
         update["model_path"] = base / engine.model_path
     if engine.workdir is not None:
         update["workdir"] = str(base / engine.workdir)
+    if engine.job is not None:
+        update["job"] = engine.job.files_in(base)
     return engine.model_copy(update=update) if update else engine
 
 

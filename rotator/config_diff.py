@@ -7,7 +7,7 @@ from rotator.config import EngineConfig, FleetConfig
 from rotator.config_base import Section
 
 # What the service is built around at its start: sockets, the ledger, the devices it watches.
-_NEEDS_SERVICE_RESTART = ("bind", "state_dir", "devices.gpus", "ledger")
+_NEEDS_SERVICE_RESTART = ("bind", "state_dir", "devices.gpus", "ledger", "webhooks", "watchdog.every_s", "page", "nomad")
 _UNSHOWN = ("keys",)  # digests of secrets: their names are shown, never their values
 
 
@@ -60,7 +60,7 @@ def describe_changes(old: FleetConfig, new: FleetConfig) -> Changes:
 
 
 # Exactly what EngineConfig.spec_hash covers: these make an engine's process what it is.
-_STARTED_WITH = frozenset({"launcher", "command", "env", "gpus", "workdir", "url", "port"})
+_STARTED_WITH = frozenset({"launcher", "command", "env", "gpus", "workdir", "url", "port", "node", "job"})
 
 
 def _engine_lines(old: EngineConfig, new: EngineConfig) -> list[str]:

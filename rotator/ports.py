@@ -9,12 +9,17 @@ below: no adapter leaks another library's exception.
     │   ├── EngineTimeout        the deadline passed: its state is unknown
     │   └── EngineRefused        it answered with an error
     ├── LaunchError          a process or job could not be started (or was not found)
+    │   ├── LauncherAway         what starts engines does not answer us: that says nothing about any engine
+    │   ├── LaunchRefused        it answered with an error
+    │   └── LaunchConflict       somebody else changed the job meanwhile
     ├── DeviceError          a GPU's reading failed
     │   └── DeviceTimeout        it hangs
+    ├── NodeError            another machine's agent did not answer, or refused
+    ├── ArchiveError         a Python environment could not be archived or restored
     └── LedgerError          the ledger could not be read or written
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -47,11 +52,37 @@ class LaunchError(RotatorError):
     pass
 
 
+class LauncherAway(LaunchError):
+    """``kind`` is ``unreachable``, ``leader`` (there is none now) or ``token`` (ours is refused)."""
+
+    def __init__(self, message: str, kind: str = "unreachable") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class LaunchRefused(LaunchError):
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class LaunchConflict(LaunchError):
+    pass
+
+
 class DeviceError(RotatorError):
     pass
 
 
 class DeviceTimeout(DeviceError):
+    pass
+
+
+class NodeError(RotatorError):
+    pass
+
+
+class ArchiveError(RotatorError):
     pass
 
 
@@ -129,15 +160,49 @@ class EngineControl(Protocol):
 
     async def generate(self, url: str, model: str, probe: Probe, *, deadline_s: float) -> Generation: ...
 
+    async def metrics(self, url: str, *, deadline_s: float) -> str:
+        """Its own metrics as Prometheus text. Wakes nothing and counts as no use."""
+        ...
+
+    async def counters(self, url: str, *, deadline_s: float) -> "EngineCounters":
+        """What of its metrics tells whether it gets on."""
+        ...
+
     async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCounters:
+    """What an engine tells on /metrics, summed over its data-parallel ranks; 0 where it does not tell."""
+
+    running: int = 0
+    waiting: int = 0
+    generated: float = 0.0
+    prompted: float = 0.0
+    steps: float = 0.0
+    kv_share: float = 0.0
+    drafts: float = 0.0
+    accepted: tuple[float, ...] = ()
 
 
 # -- processes and jobs ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
+class JobSpec:
+    """A job to be: a file with its variables, or ``name`` in a site file. ``task`` is the engine's own; where empty it
+    is the only one without a lifecycle."""
+
+    file: str = ""
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    site: str = ""
+    name: str = ""
+    task: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class LaunchSpec:
-    """What a launcher needs to start one engine. ``command`` and ``env`` are already expanded (port, GPUs)."""
+    """What a launcher needs to start one engine. ``command``, ``env`` and ``job`` are already expanded (port, GPUs)."""
 
     engine: EngineName
     launcher: str
@@ -148,6 +213,9 @@ class LaunchSpec:
     gpu_indices: tuple[int, ...] = ()
     workdir: str | None = None
     stop_grace_s: float = 20.0
+    nodes: tuple[str, ...] = ("",)  # of its GPUs, the first one's first; the service's own machine is ""
+    port: int = 0  # on which it listens there
+    job: JobSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +226,20 @@ class Handle:
     launcher: str
     url: str
     ref: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class LauncherNews:
+    """What a launcher learned by itself and no engine's state follows from. ``topic`` is what it is about (``away``,
+    ``drift``, ``node``, ``log``): a later word on it replaces the former, one that is ``over`` takes it back.
+    ``engine`` is None for what concerns all of its engines. ``kind`` is the event's, e.g. ``nomad.away``."""
+
+    launcher: str
+    engine: EngineName | None
+    topic: str
+    kind: str
+    text: str
+    over: bool = False
 
 
 class Launcher(Protocol):
@@ -185,6 +267,18 @@ class Launcher(Protocol):
         """Every process id that belongs to it now (empty where the launcher cannot know)."""
         ...
 
+    async def evidence(self, handle: Handle) -> str:
+        """What its log says of its trouble, on one line: errors of CUDA first, then its last lines. Never raises;
+        empty where there is nothing."""
+        ...
+
+
+class EngineLogs(Protocol):
+    def read(self, path: str, *, lines: int, follow: bool) -> AsyncGenerator[tuple[str, ...]]:
+        """Batches of an engine's log lines, secrets taken out: first the last ``lines`` (one batch, maybe empty), then
+        with ``follow`` what is added, until closed. Raises LaunchError for a file that does not answer."""
+        ...
+
 
 # -- devices ---------------------------------------------------------------------------------------------------------
 
@@ -200,6 +294,7 @@ class GpuInfo:
     compute_capability: tuple[int, int] = (0, 0)
     pci_bus_id: str = ""
     unified_memory: bool = False
+    node: str = ""  # the machine it is in; empty for the service's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +375,7 @@ class EngineRecord:
     start_s: float | None = None
     wake_costs: Mapping[str, float] | None = None  # the same by Depth
     history: Mapping[str, Any] | None = None  # of its clients' requests, as core.history wrote it
+    faults: tuple[float, ...] = ()  # Unix seconds of its latest ones, for the breaker
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +413,39 @@ class Reservation:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """One machine as its agent last told of it."""
+
+    name: str
+    agent: str = ""
+    boot_id: str = ""
+    host_bytes: int = 0
+    reachable: bool = False
+    reason: str = ""  # why it is not
+    seen_at_wall_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """Something that a person may want to know of. ``id`` is also its bundle's name. Open while ``closed_wall_s`` is
+    None."""
+
+    id: str
+    opened_wall_s: float
+    kind: str  # wedged, garbage, crashed, silent, failed, lied, crash_loop, acceptance, slow, residue, gpu_*
+    severity: str  # serious: requests were hurt or a GPU is out; warning: nothing was, yet
+    reason: str
+    engine: EngineName | None = None
+    gpu: GpuId | None = None
+    action: str = ""  # what the service does about it
+    advice: str = ""  # what a person must do; '' where nothing
+    outcome: str = ""  # how it ended
+    closed_wall_s: float | None = None
+    count: int = 1  # how often it happened while it was open
+    bundle_bytes: int = 0  # 0: there is none
+
+
+@dataclass(frozen=True, slots=True)
 class OpenTransition:
     """An intent without an outcome: what was under way when the service died."""
 
@@ -333,7 +462,11 @@ class Recovered:
     leases: tuple[Lease, ...]
     open_transitions: tuple[OpenTransition, ...]
     cordons: frozenset[GpuId] = frozenset()
+    cordon_reasons: Mapping[GpuId, str] = field(default_factory=dict)
+    incidents: tuple["Incident", ...] = ()  # the latest, newest first
     reservations: tuple[Reservation, ...] = ()  # that have not ended
+    gpus: tuple[GpuInfo, ...] = ()  # as they were last seen, of every node
+    nodes: tuple["NodeRecord", ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,7 +498,13 @@ class Ledger(Protocol):
 
     async def put_gpus(self, gpus: Sequence[GpuInfo]) -> None: ...
 
+    async def put_node(self, node: NodeRecord) -> None: ...
+
     async def put_cordon(self, gpu: GpuId, cordoned: bool, reason: str) -> None: ...
+
+    async def put_incident(self, incident: Incident) -> None:
+        """Write it as it is now."""
+        ...
 
     async def add_reservation(self, made: Reservation) -> int:
         """Keep it and return its id."""
@@ -391,7 +530,8 @@ class Ledger(Protocol):
         limit: int = 100,
         cursor: str | None = None,
     ) -> Page:
-        """Rows of gpus, engines, residencies, leases, transitions, decisions, reservations, vram_samples, requests."""
+        """Rows of gpus, engines, residencies, leases, transitions, decisions, reservations, requests, nodes and
+        vram_samples."""
         ...
 
     @property

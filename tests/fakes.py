@@ -11,6 +11,7 @@ from rotator.config import FleetConfig, parse
 from rotator.core.values import GpuId, Level, State
 from rotator.ports import (
     DeviceTimeout,
+    EngineCounters,
     EngineRecord,
     EngineRefused,
     EngineTimeout,
@@ -20,11 +21,13 @@ from rotator.ports import (
     GpuReading,
     Handle,
     HostMemory,
+    Incident,
     Intent,
     LaunchError,
     LaunchSpec,
     Lease,
     LedgerError,
+    NodeRecord,
     OpenTransition,
     Outcome,
     Page,
@@ -72,6 +75,9 @@ class FakeEngine:
     ready_at_s: float = 0.0
     ended: asyncio.Future[str] | None = None
     launches: int = 0
+    generated: float = 0.0
+    tokens_a_look: float = 0.0
+    busy: int = 0
 
     def held(self) -> int:
         if not self.running:
@@ -206,6 +212,15 @@ class FakeControl:
         ids = tuple((len(engine.name) * 31 + (probe.seed or 0) + i) % 1000 + 1 for i in range(probe.max_tokens))
         return Generation(ids, (-0.5,) * len(ids), (-3.0,) * len(ids), f"{engine.name} says hello")
 
+    async def metrics(self, url: str, *, deadline_s: float) -> str:
+        return f"generated {(await self.counters(url, deadline_s=deadline_s)).generated}"
+
+    async def counters(self, url: str, *, deadline_s: float) -> EngineCounters:
+        engine = self._box.at(url)  # answered by the API server, also while the engine's core hangs
+        if not engine.hang:
+            engine.generated += engine.tokens_a_look
+        return EngineCounters(running=engine.busy, generated=engine.generated)
+
     async def close(self) -> None: ...
 
 
@@ -214,6 +229,7 @@ class FakeLauncher:
         self._box = box
         self.find_error: Exception | None = None
 
+        self.told_by_log = ""
     def _engine(self, handle: Handle) -> FakeEngine:
         return self._box.engines[handle.engine]
 
@@ -260,6 +276,9 @@ class FakeLauncher:
         return frozenset({engine.pid}) if engine.running else frozenset()
 
 
+    async def evidence(self, handle: Handle) -> str:
+        return self.told_by_log
+
 class FakeLedger:
     """Rows in memory. ``broken`` makes every write fail, as a full disk does."""
 
@@ -270,7 +289,9 @@ class FakeLedger:
         self.residencies: dict[tuple[str, str], Residency] = {}
         self.requests: list[tuple[str, float, str]] = []
         self.cordons: set[GpuId] = set()
+        self.nodes: dict[str, NodeRecord] = {}
         self.reservations: dict[int, Reservation] = {}
+        self.incidents: dict[str, Incident] = {}
         self._ids = itertools.count(1)
 
     @property
@@ -284,7 +305,8 @@ class FakeLedger:
     async def recover(self) -> Recovered:
         unfinished = tuple(OpenTransition(i, t) for i, (t, o) in self.transitions.items() if o is None)
         residencies, reservations = tuple(self.residencies.values()), tuple(self.reservations.values())
-        return Recovered(dict(self.engines), residencies, (), unfinished, frozenset(self.cordons), reservations)
+        cordons = frozenset(self.cordons)
+        return Recovered(dict(self.engines), residencies, (), unfinished, cordons, reservations=reservations)
 
     async def open_transition(self, intent: Intent) -> int:
         self._write()
@@ -315,9 +337,17 @@ class FakeLedger:
     async def put_gpus(self, gpus: Sequence[GpuInfo]) -> None:
         self._write()
 
+    async def put_node(self, node: NodeRecord) -> None:
+        self._write()
+        self.nodes[node.name] = node
+
     async def put_cordon(self, gpu: GpuId, cordoned: bool, reason: str) -> None:
         self._write()
         (self.cordons.add if cordoned else self.cordons.discard)(gpu)
+
+    async def put_incident(self, incident: Incident) -> None:
+        self._write()
+        self.incidents[incident.id] = incident
 
     async def add_reservation(self, made: Reservation) -> int:
         self._write()

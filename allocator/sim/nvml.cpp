@@ -1,12 +1,16 @@
 // The part of NVML that a reader of devices needs, over the same box. Shown bytes, real pids. Loaded under the name
 // libnvidia-ml.so.1 it serves pynvml unmodified. `control/gpu<i>.nvml` holding `hang` makes queries of that device
 // hang until the file goes; `fail <code>` makes them answer that code; `control/gpu<i>.foreign` holds bytes (shown)
-// that belong to nobody.
+// that belong to nobody. `control/gpu<i>.xids` holds the Xids that the device ever had, divided by blanks: an event set
+// gets those that came after it was made. `control/gpu<i>.ecc` holds its count of uncorrectable errors.
 #include <time.h>
 
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <sstream>
+#include <string>
+#include <vector>
 
 #include "sim/box.h"
 
@@ -23,7 +27,9 @@ enum : nvmlReturn {
   NVML_NOT_FOUND = 6,
   NVML_INSUFFICIENT_SIZE = 7,
   NVML_DRIVER_NOT_LOADED = 9,
+  NVML_TIMEOUT = 10,
 };
+enum : unsigned long long { NVML_EVENT_XID = 8 };
 
 struct nvmlMemory {
   unsigned long long total, free, used;
@@ -44,6 +50,16 @@ struct nvmlPciInfo {
 };
 struct nvmlUtilization {
   unsigned gpu, memory;
+};
+
+struct nvmlEventData {
+  nvmlDevice device;
+  unsigned long long type, data;
+  unsigned gpu_instance, compute_instance;
+};
+// What of each device's Xids an event set has given out; -1 for a device that it does not listen to.
+struct nvmlEventSet {
+  std::vector<int> given;
 };
 
 static sim::Box* box() { return sim::Box::open(); }
@@ -203,6 +219,49 @@ NVML_EXPORT nvmlReturn nvmlDeviceGetPciInfo_v3(nvmlDevice device, nvmlPciInfo* i
 NVML_EXPORT nvmlReturn nvmlDeviceGetUtilizationRates(nvmlDevice device, nvmlUtilization* rates) {
   NVML_QUERY(device);
   *rates = {};
+  return NVML_SUCCESS;
+}
+
+static std::vector<unsigned long long> xids_of(int index) {
+  std::istringstream words(box()->control_for_device(index, "xids"));
+  std::vector<unsigned long long> found;
+  for (unsigned long long xid; words >> xid;) found.push_back(xid);
+  return found;
+}
+
+NVML_EXPORT nvmlReturn nvmlEventSetCreate(nvmlEventSet** set) {
+  if (box() == nullptr) return NVML_UNINITIALIZED;
+  *set = new nvmlEventSet{std::vector<int>(box()->config().devices, -1)};
+  return NVML_SUCCESS;
+}
+
+NVML_EXPORT nvmlReturn nvmlEventSetFree(nvmlEventSet* set) {
+  delete set;
+  return NVML_SUCCESS;
+}
+
+NVML_EXPORT nvmlReturn nvmlDeviceRegisterEvents(nvmlDevice device, unsigned long long types, nvmlEventSet* set) {
+  NVML_QUERY(device);
+  if ((types & NVML_EVENT_XID) == 0) return NVML_NOT_SUPPORTED;
+  set->given[index_of(device)] = static_cast<int>(xids_of(index_of(device)).size());
+  return NVML_SUCCESS;
+}
+
+// Looks once and does not wait: whoever uses the simulation polls.
+NVML_EXPORT nvmlReturn nvmlEventSetWait_v2(nvmlEventSet* set, nvmlEventData* event, unsigned) {
+  for (int i = 0; i < static_cast<int>(set->given.size()); ++i) {
+    if (set->given[i] < 0) continue;
+    const auto xids = xids_of(i);
+    if (set->given[i] >= static_cast<int>(xids.size())) continue;
+    *event = {handle_of(i), NVML_EVENT_XID, xids[set->given[i]++], ~0u, ~0u};
+    return NVML_SUCCESS;
+  }
+  return NVML_TIMEOUT;
+}
+
+NVML_EXPORT nvmlReturn nvmlDeviceGetTotalEccErrors(nvmlDevice device, int, int, unsigned long long* count) {
+  NVML_QUERY(device);
+  *count = std::strtoull(box()->control_for_device(index_of(device), "ecc").c_str(), nullptr, 10);
   return NVML_SUCCESS;
 }
 

@@ -67,6 +67,9 @@ class AttachLauncher:
                 doing=f"listing the processes of engine '{handle.engine}'",
             )
 
+    async def evidence(self, handle: Handle) -> str:
+        return ""  # its log is where it runs
+
     def _pids(self, port: int, now_s: float) -> frozenset[int]:
         table = self._reader.read()
         asked_s, roots = self._listeners.get(port, (now_s - 2 * LISTENERS_FRESH_S, frozenset()))

@@ -5,9 +5,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 HEADER = "=== rotator: "
-TAIL_BYTES = 8192
-TAIL_LINES = 5
-LINE_CHARS = 300
 _SECRET_WORDS = ("key", "token", "secret", "password")
 
 
@@ -54,18 +51,13 @@ def redacted(command: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(" ".join(word.split()) for word in shown)
 
 
-def last_lines(path: Path) -> tuple[str, ...]:
-    """The last lines that the latest launch wrote, oldest first; empty where there are none or no file."""
+def tail(path: Path, *, max_bytes: int = 1 << 18) -> str:
+    """The end of what the latest launch wrote; empty where there is nothing or no file."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            text = file.read(TAIL_BYTES).decode(errors="replace")
+            file.seek(max(0, path.stat().st_size - max_bytes))
+            text = file.read(max_bytes).decode(errors="replace")
     except OSError:
-        return ()
-    lines: list[str] = []
-    for line in text.splitlines():
-        if line.startswith(HEADER):
-            lines.clear()
-        elif line.strip():
-            lines.append(line.strip()[:LINE_CHARS])
-    return tuple(lines[-TAIL_LINES:])
+        return ""
+    _, header, latest = f"\n{text}".rpartition(f"\n{HEADER}")
+    return latest.partition("\n")[2] if header else text

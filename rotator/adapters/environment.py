@@ -2,6 +2,7 @@
 the marks. The rest stays behind, for the service's environment may hold keys that no engine needs."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from rotator.adapters.proctable import ENGINE_MARK, SERVICE_MARK
 from rotator.ports import LaunchSpec
@@ -27,10 +28,12 @@ INHERITED_ANY_CASE = "http_proxy https_proxy no_proxy all_proxy"
 DEFAULTS = {"SPT_NOENV": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def engine_environment(own: Mapping[str, str], spec: LaunchSpec, service_id: str) -> dict[str, str]:
-    """The whole environment of an engine; the marks cannot be overridden by the configuration."""
+def engine_environment(
+    own: Mapping[str, str], spec: LaunchSpec, service_id: str, defaults: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
+    """The whole environment of an engine; the configuration overrides ``defaults``, but not the marks."""
     inherited = {name: value for name, value in own.items() if is_inherited(name)}
-    return {**inherited, **DEFAULTS, **spec.env, ENGINE_MARK: spec.engine, SERVICE_MARK: service_id}
+    return {**inherited, **DEFAULTS, **defaults, **spec.env, ENGINE_MARK: spec.engine, SERVICE_MARK: service_id}
 
 
 def is_inherited(name: str) -> bool:

@@ -25,9 +25,11 @@ from rotator.core.values import GpuId
 from rotator.ports import (
     EngineRecord,
     GpuInfo,
+    Incident,
     Intent,
     Lease,
     LedgerError,
+    NodeRecord,
     Outcome,
     Page,
     Recovered,
@@ -156,9 +158,16 @@ class SqlLedger:
         now_wall_s = self._wall()
         await self._write(lambda c: sql.put_gpus(c, gpus, now_wall_s))
 
+    async def put_node(self, node: NodeRecord) -> None:
+        now_wall_s = self._wall()
+        await self._write(lambda c: sql.put_node(c, node, now_wall_s))
+
     async def put_cordon(self, gpu: GpuId, cordoned: bool, reason: str) -> None:
         now_wall_s = self._wall()
         await self._write(lambda c: sql.put_cordon(c, gpu, cordoned, reason, now_wall_s))
+
+    async def put_incident(self, incident: Incident) -> None:
+        await self._write(lambda c: sql.put_incident(c, incident))
 
     async def add_reservation(self, made: Reservation) -> int:
         now_wall_s = self._wall()

@@ -153,6 +153,11 @@ def parse(url: str) -> URL:
     return parsed
 
 
+def known_revisions() -> frozenset[str]:
+    """Every schema that this code can read or bring up to date."""
+    return frozenset(r.revision for r in ScriptDirectory.from_config(_alembic()).walk_revisions())
+
+
 def head_revision() -> str:
     """The schema that this code writes."""
     return ScriptDirectory.from_config(_alembic()).get_current_head() or ""

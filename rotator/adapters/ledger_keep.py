@@ -7,6 +7,7 @@ from sqlalchemy import Connection, Table, and_, delete, insert, select
 
 from rotator.adapters.ledger_tables import (
     DECISIONS,
+    INCIDENTS,
     OPEN,
     REQUESTS,
     RESERVATIONS,
@@ -14,8 +15,10 @@ from rotator.adapters.ledger_tables import (
     VRAM_SAMPLES,
     new_id,
 )
-from rotator.ports import Intent, Reservation
+from rotator.ports import Incident, Intent, Reservation
 
+INCIDENTS_RECOVERED_MAX = 500
+_OVER = INCIDENTS.c.closed_wall_s.isnot(None)
 DECISION_CHARS_MAX = 60_000  # what the smallest text column of any database holds
 
 
@@ -43,6 +46,14 @@ def reservations(connection: Connection, now_wall_s: float) -> tuple[Reservation
     return tuple(Reservation(tuple(r.engines), r.begins_wall_s, r.ends_wall_s, r.priority, r.note, r.id) for r in rows)
 
 
+def incidents(connection: Connection) -> tuple[Incident, ...]:
+    """The latest, newest first, and all that are open."""
+    c = INCIDENTS.c
+    latest = select(INCIDENTS).order_by(c.closed_wall_s.isnot(None), c.opened_wall_s.desc())
+    rows = connection.execute(latest.limit(INCIDENTS_RECOVERED_MAX)).mappings()
+    return tuple(sorted((Incident(**row) for row in rows), key=lambda i: -i.opened_wall_s))
+
+
 def put_decision(connection: Connection, intent: Intent, now_wall_s: float) -> None:
     """What the swap was decided from, once a swap. Too large a one is left out: the journal itself is whole."""
     if intent.decision is None or len(intent.decision) > DECISION_CHARS_MAX:
@@ -65,6 +76,7 @@ def drop_old_journal(connection: Connection, before_wall_s: float, batch: int) -
         _drop(connection, TRANSITIONS, ("id",), "opened_at_wall_s", before_wall_s, batch, TRANSITIONS.c.result != OPEN),
         _drop(connection, DECISIONS, ("swap_id",), "at_wall_s", before_wall_s, batch),
         _drop(connection, REQUESTS, ("model", "minute_wall_s"), "minute_wall_s", before_wall_s, batch),
+        _drop(connection, INCIDENTS, ("id",), "opened_wall_s", before_wall_s, batch, _OVER),
         _drop(connection, RESERVATIONS, ("id",), "ends_wall_s", before_wall_s, batch),
     )
 

@@ -31,8 +31,10 @@ from rotator.adapters.ledger_tables import (
     DECISIONS,
     ENGINES,
     GPUS,
+    INCIDENTS,
     LEASES,
     LIVES,
+    NODES,
     REQUESTS,
     RESERVATIONS,
     RESIDENCIES,
@@ -70,8 +72,10 @@ SHELVES: Mapping[str, Shelf] = {
     "transitions": Shelf(TRANSITIONS, ("id",), "opened_at_wall_s"),
     "decisions": Shelf(DECISIONS, ("at_wall_s", "swap_id"), "at_wall_s"),
     "reservations": Shelf(RESERVATIONS, ("id",), "begins_wall_s"),
+    "incidents": Shelf(INCIDENTS, ("opened_wall_s", "id"), "opened_wall_s"),
     "vram_samples": Shelf(VRAM_SAMPLES, ("id",), "at_wall_s"),
     "requests": Shelf(REQUESTS, ("minute_wall_s", "model"), "minute_wall_s"),
+    "nodes": Shelf(NODES, ("updated_at_wall_s", "name"), "updated_at_wall_s"),
     "lives": Shelf(LIVES, ("id",), "started_at_wall_s", hidden=("holds", "beat", "ballast")),
 }
 

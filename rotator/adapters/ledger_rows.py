@@ -12,7 +12,9 @@ from rotator.adapters.ledger_buffers import RequestKey, RequestTotals, VramSampl
 from rotator.adapters.ledger_tables import (
     ENGINES,
     GPUS,
+    INCIDENTS,
     LEASES,
+    NODES,
     OPEN,
     REQUESTS,
     RESIDENCIES,
@@ -24,9 +26,11 @@ from rotator.core.values import Depth, GpuId, Level, State
 from rotator.ports import (
     EngineRecord,
     GpuInfo,
+    Incident,
     Intent,
     Lease,
     LedgerError,
+    NodeRecord,
     OpenTransition,
     Outcome,
     Recovered,
@@ -135,9 +139,19 @@ def put_gpus(connection: Connection, gpus: Sequence[GpuInfo], now_wall_s: float)
         upsert(connection, GPUS, {"id": values.pop("id")}, values)
 
 
+def put_node(connection: Connection, node: NodeRecord, now_wall_s: float) -> None:
+    values = asdict(node) | {"updated_at_wall_s": now_wall_s}
+    upsert(connection, NODES, {"name": values.pop("name")}, values)
+
+
 def put_cordon(connection: Connection, gpu: GpuId, cordoned: bool, reason: str, now_wall_s: float) -> None:
     values = {"cordoned": cordoned, "cordon_reason": reason if cordoned else "", "updated_at_wall_s": now_wall_s}
     upsert(connection, GPUS, {"id": gpu}, values)
+
+
+def put_incident(connection: Connection, incident: Incident) -> None:
+    values = asdict(incident)
+    upsert(connection, INCIDENTS, {"id": values.pop("id")}, values)
 
 
 def _ensure(connection: Connection, table: Table, key: str, value: str, now_wall_s: float) -> None:
@@ -156,13 +170,19 @@ def recover(connection: Connection, now_wall_s: float) -> Recovered:
     connection.execute(delete(LEASES).where(LEASES.c.expires_wall_s <= now_wall_s))
     opened = select(TRANSITIONS).where(TRANSITIONS.c.result == OPEN).order_by(TRANSITIONS.c.id)
     known = measured(connection)
+    cordons = connection.execute(select(GPUS.c.id, GPUS.c.cordon_reason).where(GPUS.c.cordoned))
+    reasons = {row.id: row.cordon_reason for row in cordons}
     return Recovered(
         engines=known.engines,
         residencies=known.residencies,
         leases=tuple(Lease(*row) for row in connection.execute(select(*list(LEASES.c)[:4]))),
         open_transitions=tuple(_open_transition(row) for row in connection.execute(opened)),
-        cordons=frozenset(connection.execute(select(GPUS.c.id).where(GPUS.c.cordoned)).scalars()),
+        cordons=frozenset(reasons),
+        cordon_reasons=reasons,
+        incidents=keep.incidents(connection),
         reservations=keep.reservations(connection, now_wall_s),
+        gpus=tuple(_gpu(row) for row in connection.execute(select(GPUS).where(GPUS.c.index.is_not(None)))),
+        nodes=tuple(NodeRecord(*row[:7]) for row in connection.execute(select(NODES))),
     )
 
 
@@ -177,10 +197,25 @@ def measured(connection: Connection) -> Recovered:
     )
 
 
+def _gpu(row: Row[Any]) -> GpuInfo:
+    major, _, minor = row.compute_capability.partition(".")
+    return GpuInfo(
+        id=row.id,
+        index=row._mapping["index"],  # a row's own method has that name
+        name=row.name,
+        total_bytes=row.total_bytes,
+        compute_capability=(int(major or 0), int(minor or 0)),
+        pci_bus_id=row.pci_bus_id,
+        unified_memory=row.unified_memory,
+        node=row.node,
+    )
+
+
 def _engine(row: Row[Any]) -> EngineRecord:
     values = dict(row._mapping)
     del values["updated_at_wall_s"]
     values["state"] = State(values["state"])
+    values["faults"] = tuple(values["faults"] or ())
     values["depth"] = None if values["depth"] is None else Depth(values["depth"])
     values["level"] = None if values["level"] is None else Level(values["level"])
     return EngineRecord(**values)

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 from rotator.ports import LedgerError
@@ -67,8 +68,22 @@ GPUS = Table(
     Column("compute_capability", _WORD, nullable=False, default=""),
     Column("pci_bus_id", String(64), nullable=False, default=""),
     Column("unified_memory", Boolean, nullable=False, default=False),
+    Column("node", _NAME, nullable=False, default="", server_default=text("''")),
     Column("cordoned", Boolean, nullable=False, default=False),
     Column("cordon_reason", Text, nullable=False, default=""),
+    Column("updated_at_wall_s", Float(53), nullable=False),
+)
+
+NODES = Table(
+    "nodes",
+    METADATA,
+    Column("name", _NAME, primary_key=True),
+    Column("agent", Text, nullable=False),
+    Column("boot_id", String(64), nullable=False),
+    Column("host_bytes", BigInteger, nullable=False),
+    Column("reachable", Boolean, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("seen_at_wall_s", Float(53), nullable=False),
     Column("updated_at_wall_s", Float(53), nullable=False),
 )
 
@@ -92,6 +107,7 @@ ENGINES = Table(
     Column("start_s", Float(53), nullable=True),
     Column("wake_costs", JSON(none_as_null=True), nullable=True),
     Column("history", JSON(none_as_null=True), nullable=True),
+    Column("faults", JSON(none_as_null=True), nullable=True),
     Column("updated_at_wall_s", Float(53), nullable=False),
 )
 
@@ -156,6 +172,27 @@ RESERVATIONS = Table(
     Column("note", Text, nullable=False),
     Column("created_at_wall_s", Float(53), nullable=False),
     Index(None, "ends_wall_s"),
+)
+
+# Incidents outlive the engines and GPUs that they tell of.
+INCIDENTS = Table(
+    "incidents",
+    METADATA,
+    Column("id", _NAME, primary_key=True),
+    Column("opened_wall_s", Float(53), nullable=False),
+    Column("closed_wall_s", Float(53), nullable=True),
+    Column("kind", _WORD, nullable=False),
+    Column("severity", _WORD, nullable=False),
+    Column("engine", _NAME, nullable=True),
+    Column("gpu", _NAME, nullable=True),
+    Column("reason", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("advice", Text, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("bundle_bytes", BigInteger, nullable=False),
+    Index(None, "opened_wall_s"),
+    Index(None, "engine", "opened_wall_s"),
 )
 
 # What a swap was decided from. Apart from the journal, whose rows people read.

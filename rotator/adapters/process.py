@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from rotator.adapters import enginelog, exits
+from rotator.adapters import cudalog, enginelog, exits, flight_recorder
 from rotator.adapters.blocking import off_loop
 from rotator.adapters.environment import engine_environment
 from rotator.adapters.proctable import (
@@ -93,12 +93,14 @@ class ProcessLauncher:
         environ: Mapping[str, str] | None = None,
         log_rotate_bytes: int = 16 << 20,
         logs_kept: int = 5,
+        nccl_trace: Callable[[], bool] = lambda: False,
     ) -> None:
         self._state_dir = state_dir
         self._service_id = service_id
         self._environ = os.environ if environ is None else environ
         self._log_rotate_bytes = log_rotate_bytes
         self._logs_kept = logs_kept
+        self._nccl_trace = nccl_trace
         self._started: dict[EngineName, _Started] = {}
         self._seen: dict[EngineName, frozenset[Identity]] = {}  # members as last read: the mark may get lost
         self._reader = TableReader()
@@ -108,7 +110,8 @@ class ProcessLauncher:
     # -- start and find ----------------------------------------------------------------------------------------------
 
     async def start(self, spec: LaunchSpec) -> Handle:
-        environment = engine_environment(self._environ, spec, self._service_id)
+        trace = flight_recorder.environment(self._state_dir, spec.engine) if self._nccl_trace() else {}
+        environment = engine_environment(self._environ, spec, self._service_id, trace)
         check_command(spec, environment)
         spawning = asyncio.ensure_future(asyncio.to_thread(self._spawn, spec, environment))
         try:
@@ -200,15 +203,22 @@ class ProcessLauncher:
         else:
             await exits.wait_gone(ref.identity)
             words = exits.in_words(None)
-        lines = await off_loop(
-            lambda: enginelog.last_lines(Path(ref.log_path)),
-            deadline_s=TABLE_DEADLINE_S,
-            doing=f"reading the log of engine '{handle.engine}'",
-        )
-        return f"{words}; last log lines: {' | '.join(lines)}" if lines else f"{words}; it logged nothing"
+        told = await self.evidence(handle)
+        return f"{words}; {told}" if told else f"{words}; it logged nothing"
 
     async def pids(self, handle: Handle) -> frozenset[int]:
         return frozenset(proc.pid for proc in await self._members(handle, fresh_s=TABLE_FRESH_S))
+
+    async def evidence(self, handle: Handle) -> str:
+        try:
+            path = Path(_ref_of(handle).log_path)
+            return await off_loop(
+                lambda: cudalog.evidence(enginelog.tail(path)),
+                deadline_s=TABLE_DEADLINE_S,
+                doing=f"reading the log of engine '{handle.engine}'",
+            )
+        except LaunchError:
+            return ""
 
     async def _members(self, handle: Handle, *, fresh_s: float = 0.0) -> tuple[Proc, ...]:
         ref = _ref_of(handle)

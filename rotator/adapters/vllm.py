@@ -6,10 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rotator.adapters.vllm_answers import PROBES, read_probe, unwelcome
+from rotator.adapters.vllm_counters import read_counters
 from rotator.adapters.vllm_dialect import Dialect, Mode, dialect_of
 from rotator.adapters.vllm_http import Answer, Deadline, EngineHttp, Exchange
 from rotator.core.values import Level
-from rotator.ports import EngineError, EngineRefused, EngineUnreachable, Generation, Probe
+from rotator.ports import EngineCounters, EngineError, EngineRefused, EngineUnreachable, Generation, Probe
+from rotator.ports_nodes import Doors
 
 log = logging.getLogger(__name__)
 
@@ -17,10 +19,12 @@ log = logging.getLogger(__name__)
 class VllmControl:
     """EngineControl over HTTP. Every method raises EngineTimeout, EngineUnreachable or EngineRefused, and nothing else.
     ``connect_s`` bounds a connection's set-up: an engine on loopback answers that at once or not at all. ``exchange``
-    carries the requests instead of HTTP: simulations replace the network there."""
+    carries the requests instead of HTTP: simulations replace the network there. ``doors`` lets them through agents."""
 
-    def __init__(self, *, connect_s: float = 5.0, exchange: Exchange | None = None) -> None:
-        self._http = EngineHttp(connect_s=connect_s, exchange=exchange)
+    def __init__(
+        self, *, connect_s: float = 5.0, exchange: Exchange | None = None, doors: Doors = lambda _: None
+    ) -> None:
+        self._http = EngineHttp(connect_s=connect_s, exchange=exchange, doors=doors)
         self._noted: set[tuple[str, str]] = set()
 
     async def version(self, url: str, *, deadline_s: float) -> str:
@@ -107,6 +111,13 @@ class VllmControl:
                 continue
             return read_probe(route, answer.mapping())
         raise EngineRefused("no route answers a probe: " + "; ".join(map(str, refusals)), refusals[0].status)
+
+    async def metrics(self, url: str, *, deadline_s: float) -> str:
+        answer = await self._http.call("GET", url, "/metrics", Deadline(deadline_s))
+        return answer.body.decode(errors="replace")
+
+    async def counters(self, url: str, *, deadline_s: float) -> EngineCounters:
+        return read_counters(await self.metrics(url, deadline_s=deadline_s), f"{url}/metrics")
 
     async def close(self) -> None:
         await self._http.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import aiohttp
 import orjson
 
 from rotator.ports import EngineRefused, EngineTimeout, EngineUnreachable
+from rotator.ports_nodes import UNREACHABLE_HEADER, Doors
 
 ANSWER_BYTES_MAX = 8 << 20
 CONNECTIONS_MAX = 1024
@@ -66,8 +68,11 @@ class EngineHttp:
     """A session whose connections live for one call each: an engine that was relaunched at the same URL is never
     spoken to over a connection to its former self. ``exchange`` takes the session's place where it is given."""
 
-    def __init__(self, *, connect_s: float = 5.0, exchange: Exchange | None = None) -> None:
+    def __init__(
+        self, *, connect_s: float = 5.0, exchange: Exchange | None = None, doors: Doors = lambda _: None
+    ) -> None:
         self._connect_s = connect_s
+        self._doors = doors
         self._exchange = exchange or self._over_http
         self._session: aiohttp.ClientSession | None = None
 
@@ -102,9 +107,15 @@ class EngineHttp:
     ) -> tuple[int, bytes]:
         data = None if body is None else orjson.dumps(body)
         headers = {} if body is None else {"Content-Type": "application/json"}
+        tls: ssl.SSLContext | bool = True
+        if (door := self._doors(url)) is not None:
+            headers |= door.headers
+            tls = door.tls or True
         async with self._open().request(
-            method, url, params=list(query), data=data, headers=headers, allow_redirects=False
+            method, url, params=list(query), data=data, headers=headers, allow_redirects=False, ssl=tls
         ) as response:
+            if door is not None and (word := response.headers.get(UNREACHABLE_HEADER)):
+                raise ValueError(f"its node's agent could not reach it ({word}): {await response.text()}"[:300])
             raw = bytearray()
             async for piece in response.content.iter_any():
                 raw += piece

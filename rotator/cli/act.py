@@ -1,12 +1,13 @@
 """Commands that change something in a running service."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
 
-from rotator.cli import render
-from rotator.cli.client import engine_path
+from rotator.cli import progress, render
+from rotator.cli.client import Client, engine_path
+from rotator.cli.complete import engine_names
 from rotator.cli.options import (
     DEADLINE_DEFAULT_S,
     URL_DEFAULT,
@@ -22,7 +23,7 @@ from rotator.cli.options import (
     print_json,
 )
 
-Model = Annotated[str, typer.Argument(help="an engine's name or alias")]
+Model = Annotated[str, typer.Argument(help="an engine's name or alias", autocompletion=engine_names)]
 
 
 def wake(
@@ -38,7 +39,7 @@ def wake(
 ) -> None:
     """Give a model its turn; whoever is in the way yields as the plan says."""
     body = {"model": model, "wait": wait, "deadline_s": deadline_s, "dry_run": dry_run, "force": force}
-    _report(client(context, url, key).post("/wake", body, deadline_s=deadline_s), as_json)
+    _carry_out(client(context, url, key), "/wake", body, as_json)
 
 
 def sleep(
@@ -55,7 +56,7 @@ def sleep(
 ) -> None:
     """Send a model to sleep; requests in flight finish, or freeze until its next wake."""
     body = {"model": model, "level": level, "wait": wait, "deadline_s": deadline_s, "dry_run": dry_run, "force": force}
-    _report(client(context, url, key).post("/sleep", body, deadline_s=deadline_s), as_json)
+    _carry_out(client(context, url, key), "/sleep", body, as_json)
 
 
 def swap(
@@ -81,7 +82,7 @@ def swap(
         "dry_run": dry_run,
         "force": force,
     }
-    _report(client(context, url, key).post("/swap", body, deadline_s=deadline_s), as_json)
+    _carry_out(client(context, url, key), "/swap", body, as_json)
 
 
 def engine_command(action: str, help_text: str) -> Callable[..., None]:
@@ -98,8 +99,7 @@ def engine_command(action: str, help_text: str) -> Callable[..., None]:
         as_json: AsJson = False,
     ) -> None:
         body = {"wait": wait, "deadline_s": deadline_s, "dry_run": dry_run}
-        answer = client(context, url, key).post(engine_path(model, action), body, deadline_s=deadline_s)
-        _report(answer, as_json)
+        _carry_out(client(context, url, key), engine_path(model, action), body, as_json)
 
     command.__doc__ = help_text
     return command
@@ -182,7 +182,14 @@ def reload(context: typer.Context, url: Url = URL_DEFAULT, key: Key = None, as_j
     _say(answer, as_json, "\n".join(answer["changes"]) or "nothing changed")
 
 
-def _report(answer: Any, as_json: bool) -> None:
+def _carry_out(service: Client, path: str, body: Mapping[str, Any], as_json: bool) -> None:
+    """Post a command and say what came of it; bars are drawn while a terminal waits."""
+
+    def ask() -> Any:
+        return service.post(path, body, deadline_s=body["deadline_s"])
+
+    waits = body["wait"] and not body["dry_run"] and not as_json
+    answer = progress.shown(service, render.console(stderr=True), ask) if waits else ask()
     _say(answer, as_json, render.result(answer))
 
 

@@ -14,6 +14,7 @@ from rotator.cli import errors
 from rotator.cli.errors import CliError, fail
 
 CONNECT_DEADLINE_S = 30.0
+DOWNLOAD_DEADLINE_S = 300.0
 _STATUS_CODES = {401: errors.REFUSED, 403: errors.REFUSED, 409: errors.REFUSED, 421: errors.REFUSED}
 _USAGE = (400, 405, 411, 413, 415)
 
@@ -74,6 +75,20 @@ class Client:
     def get(self, path: str, **query: Any) -> Any:
         return self._ask("GET", path, query, None, CONNECT_DEADLINE_S)
 
+    def save(self, path: str, to: Path) -> int:
+        """Write an answer's body to a file that does not exist yet; returns its bytes. Half a file does not stay."""
+        part = to.with_name(to.name + ".part")
+        with self._open("GET", path, {}, None, DOWNLOAD_DEADLINE_S) as answer:
+            if answer.status >= 400:
+                raise _refusal(answer.status, answer.read())
+            try:
+                part.write_bytes(answer.read())
+                os.replace(part, to)
+            except OSError as e:
+                part.unlink(missing_ok=True)
+                fail(errors.PROBLEM, f"{to}: {e.strerror}")
+        return to.stat().st_size
+
     def post(self, path: str, body: Mapping[str, Any] | None = None, *, deadline_s: float = CONNECT_DEADLINE_S) -> Any:
         """``deadline_s`` is the service's own; the connection waits a little longer, so that it can answer 504."""
         given = {k: v for k, v in (body or {}).items() if v is not None}
@@ -89,6 +104,23 @@ class Client:
                 raise _refusal(answer.status, answer.read())
             for line in answer:
                 if line.startswith(b"data: "):
+                    yield json.loads(line.removeprefix(b"data: "))
+
+    def lines(self, path: str, *, deadline_s: float = CONNECT_DEADLINE_S, **query: Any) -> Iterator[str]:
+        """Lines of text as they come. ``deadline_s`` bounds how long it may be silent."""
+        with self._open("GET", path, query, None, deadline_s) as answer:
+            if answer.status != 200:
+                raise _refusal(answer.status, answer.read())
+            for line in answer:
+                yield line.decode(errors="replace").rstrip("\r\n")
+
+    def stream(self, path: str, body: Mapping[str, Any], *, deadline_s: float) -> Iterator[dict[str, Any]]:
+        """The data of a streamed answer's events. ``deadline_s`` bounds how long it may be silent."""
+        with self._open("POST", path, {}, body, deadline_s) as answer:
+            if answer.status != 200:
+                raise _refusal(answer.status, answer.read())
+            for line in answer:
+                if line.startswith(b"data: ") and line.strip() != b"data: [DONE]":
                     yield json.loads(line.removeprefix(b"data: "))
 
     def _ask(

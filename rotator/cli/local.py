@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rotator import config
-from rotator.cli import config_docs
+from rotator.cli import command_docs, config_docs
 from rotator.cli.errors import OK, PROBLEM, fail
 from rotator.cli.options import AsJson, print_json
 from rotator.config import ConfigError
@@ -56,12 +56,17 @@ def check(path: ConfigPath = CONFIG_DEFAULT, as_json: AsJson = False) -> None:
 
 
 def schema(
+    context: typer.Context,
     markdown: Annotated[
         bool, typer.Option("--markdown/--no-markdown", help="the reference for people instead")
     ] = False,
+    commands: Annotated[bool, typer.Option("--commands", help="the reference of the command line instead")] = False,
 ) -> None:
     """Print the JSON Schema of the fleet file, for editors."""
-    typer.echo(config_docs.markdown() if markdown else config_docs.json_schema(), nl=False)
+    if commands:
+        typer.echo(command_docs.markdown(context.find_root().command), nl=False)
+    else:
+        typer.echo(config_docs.markdown() if markdown else config_docs.json_schema(), nl=False)
 
 
 def key(

@@ -103,7 +103,7 @@ def ledger(
     context: typer.Context,
     table: Annotated[str, typer.Argument(help="transitions, engines, gpus, residencies, leases, ...")] = "transitions",
     where: Annotated[list[str] | None, typer.Option("--where", help="column=value; may be repeated")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=1000)] = 20,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="rows a page")] = 20,
     cursor: Annotated[str | None, typer.Option("--cursor", help="of the page before")] = None,
     check: Annotated[bool, typer.Option("--check", help="compare the ledger with the GPUs instead")] = False,
     url: Url = URL_DEFAULT,

@@ -14,6 +14,7 @@ Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="return when it is 
 Deadline = Annotated[float, typer.Option("--deadline", min=0.001, max=86400, help="wait at most so many seconds")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="only show the plan and its reasons")]
 Force = Annotated[bool, typer.Option("--force", help="abort requests in flight instead of freezing them")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask")]
 Level = Annotated[int | None, typer.Option("--level", min=1, max=2, help="1 keeps the weights in host RAM, 2 does not")]
 
 URL_DEFAULT = "http://127.0.0.1:8400"

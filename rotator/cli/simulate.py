@@ -87,7 +87,7 @@ def trace(
     out: Annotated[Path, typer.Argument(help="the CSV to write")],
     duration: Annotated[float, typer.Option("--duration", help="hours")] = 24.0,
     rate: Annotated[float, typer.Option("--rate", help="requests a second, on the mean")] = 0.1,
-    models: Annotated[int, typer.Option("--models")] = 8,
+    models: Annotated[int, typer.Option("--models", help="how many")] = 8,
     skew: Annotated[float, typer.Option("--skew", help="Zipf's exponent; 0: all models alike")] = 1.0,
     burst: Annotated[float, typer.Option("--burst", help="requests of a session, on the mean")] = 1.0,
     gap: Annotated[float, typer.Option("--gap", help="seconds between them")] = 10.0,
@@ -95,7 +95,7 @@ def trace(
     spread_: Annotated[float, typer.Option("--spread", help="sigma of their log-normal law; 0: all alike")] = 0.8,
     chain: Annotated[float, typer.Option("--chain", help="share of planners' requests that a coder's follows")] = 0.0,
     day: Annotated[float, typer.Option("--day", help="0 to 1: how much quieter the night is")] = 0.0,
-    seed: Annotated[int, typer.Option("--seed")] = 1,
+    seed: Annotated[int, typer.Option("--seed", help="of all that is random in it")] = 1,
 ) -> None:
     """Make a synthetic trace."""
     shape = Shape(duration * 3600, rate, models, skew, burst, gap, service, spread_, chain, day, seed)

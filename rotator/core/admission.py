@@ -7,6 +7,7 @@ from functools import cached_property
 
 from rotator.core import reasons
 from rotator.core.eviction import Option, cheapest, deepen_option, sleep_options, stop_option
+from rotator.core.hostram import HostBytes, clipped, fits, free_of, least, left_for, spread
 from rotator.core.ladder import Descent, relief
 from rotator.core.placement import Room, gib, need
 from rotator.core.policy import due_from_s, rivals_on
@@ -74,7 +75,7 @@ class _Ways:
     """The ways to room for one wish: engines ``open`` to be asked, and those ``barred`` by a hurdle."""
 
     deficits: dict[GpuId, int]
-    host_free: int
+    host_free: HostBytes
     open: list[Engine] = field(default_factory=list)
     barred: list[tuple[_Hurdle, Engine]] = field(default_factory=list)
 
@@ -105,7 +106,7 @@ class Planning:
         self.turns: Sequence[Engine] = ()  # all that clients want, first turn first
         self.asked: set[EngineName] = set()  # whose wish was served or blocked already
         self.room = Room(snapshot.gpus, snapshot.engines.values())
-        self.host_free_bytes = snapshot.host_budget_bytes - snapshot.host_used_bytes
+        self.host_free_bytes = free_of(snapshot)
         self._least = min(self.room.most.values(), default=0)  # nobody who needs less can be hopeless anywhere
         self._now_s = snapshot.now_s
         self._snapshot = snapshot
@@ -114,6 +115,7 @@ class Planning:
         self._engines = snapshot.engines
         self._policy = snapshot.policy
         self._unreadable = {g.id for g in snapshot.gpus.values() if g.health is Health.UNKNOWN} | self.room.missing
+        self._cordons = {g.id: g.cordoned for g in snapshot.gpus.values() if g.cordoned or g.health is Health.CORDONED}
         self._unfit = {g.id for g in snapshot.gpus.values() if g.health is Health.CORDONED} | self._unreadable
         self._closed: dict[GpuId, str] = dict.fromkeys(snapshot.claimed, "a transition is under way")
         for engine in self.room.moving:
@@ -215,9 +217,10 @@ class Planning:
         return None
 
     def _unhealthy(self, engine: Engine, command: Command | None, bad: Set[GpuId]) -> Blocked:
+        if bad is self._unfit and (gpu := next((g for g in engine.gpus if g in self._cordons), None)) is not None:
+            why = f" ({self._cordons[gpu]})" if self._cordons[gpu] else ""  # it lasts, so it goes before what passes
+            return Blocked(engine.name, BlockKind.CORDONED, f"{gpu} is cordoned{why}: uncordon it", None, command)
         gpu = next(gpu for gpu in engine.gpus if gpu in bad)
-        if gpu not in self._unreadable:
-            return Blocked(engine.name, BlockKind.CORDONED, f"{gpu} is cordoned: uncordon it", None, command)
         reason = f"{gpu} cannot be read: nothing begins there until it can"
         return Blocked(engine.name, BlockKind.GPU_UNKNOWN, reason, None, command)
 
@@ -266,7 +269,7 @@ class Planning:
         return [] if deeper is None else [deeper]
 
     def _find_room(
-        self, wish: Wish, deficits: dict[GpuId, int], besides: frozenset[str], host_free: int
+        self, wish: Wish, deficits: dict[GpuId, int], besides: frozenset[str], host_free: HostBytes
     ) -> tuple[Option, ...] | Blocked:
         """The cheapest engines to yield: by sleeping if that can do, else with stops among them."""
         ways = _Ways(deficits, host_free)
@@ -292,7 +295,7 @@ class Planning:
         )
         if asleep is None:
             return stopping
-        short = sum(o.host_bytes for o in asleep) - max(0, ways.host_free)
+        short = sum(o.host_bytes for o in asleep) - clipped(ways.host_free)
         besides = {o.engine.name for o in asleep} | {wish.engine.name}
         others = [e for e in self._engines.values() if e.name not in besides and self._may_sink(e)]
         dropped = relief(others, self.room.charged, short, self._policy, stops=True)
@@ -394,13 +397,14 @@ class Planning:
 
     def _by_sleeps(self, ways: _Ways, engines: Sequence[Engine]) -> tuple[Option, ...] | None:
         """The cheapest of these to sleep; to stop only where an engine has no level at which it could."""
-        room = max(0, ways.host_free)
-        plenty = sum([engine.host_bytes for engine in engines]) <= room  # then nobody needs another level
+        room = clipped(ways.host_free)
+        # Then nobody needs another level.
+        plenty = fits(sum([spread(engine, engine.host_bytes) for engine in engines]), room)
         offers = []
         for engine in engines:
             if engine.state is State.AWAKE or engine.depth is Depth.KV:
                 sleeps = self.sleeps(engine, preferred_only=plenty, wanted=ways.deficits)
-                able = any(o.host_bytes <= room for o in sleeps)
+                able = any(fits(o.host_bytes, room) for o in sleeps)
                 offers.append(sleeps if able else [*sleeps, *self._stops(engine, sleeps)])
         return cheapest(ways.deficits, offers, ways.host_free)
 
@@ -469,7 +473,8 @@ class Planning:
         """Whether these engines can make room."""
         if not self._enough(ways.deficits, pool):
             return False
-        if sum([e.host_bytes for e in pool]) <= ways.host_free and self._enough(ways.deficits, pool, by_sleep=True):
+        needed = sum([spread(e, e.host_bytes) for e in pool])
+        if fits(needed, ways.host_free) and self._enough(ways.deficits, pool, by_sleep=True):
             return all(_may_sleep(e) for e in pool) or search(ways, pool) is not None
         return search(ways, pool) is not None
 
@@ -499,10 +504,11 @@ class Planning:
         }[kind]
         return Blocked(wish.engine.name, kind, text, until_s, wish.command)
 
-    def _no_host_ram(self, wish: Wish, pool: Sequence[Engine], host_free: int) -> Blocked:
+    def _no_host_ram(self, wish: Wish, pool: Sequence[Engine], host_free: HostBytes) -> Blocked:
         largest = max(pool, key=lambda e: e.host_bytes)
+        left = max(0, left_for(largest, host_free))
         reason = (
-            f"{reasons.names(e.name for e in pool)} would have to sleep, host RAM has {gib(max(0, host_free))} left "
+            f"{reasons.names(e.name for e in pool)} would have to sleep, host RAM has {gib(left)} left "
             f"and {largest.name} needs {gib(largest.host_bytes)}: raise the budget, allow level 2, or stop a sleeper"
         )
         return Blocked(wish.engine.name, BlockKind.HOST_RAM, reason, None, wish.command)
@@ -553,10 +559,10 @@ class Planning:
         engine = descent.option.engine
         if engine.name in self.asked or not self._may_sink(engine):
             return
-        if descent.option.host_bytes > max(0, self.host_free_bytes):
+        if not fits(descent.option.host_bytes, clipped(self.host_free_bytes)):
             return
         step = self._evict_step(descent.option, descent.why, force=False)
-        self.host_free_bytes = min(self.host_free_bytes, self.host_free_bytes + descent.option.host_bytes)
+        self.host_free_bytes = least(self.host_free_bytes, self.host_free_bytes + descent.option.host_bytes)
         self._commit((step,), None, step.reason, None)
 
     def commit_alone(self, option: Option, command: Command) -> None:
@@ -583,7 +589,7 @@ class Planning:
         # What a window freezes stands still for the whole of it: work in flight gets the longest time to finish.
         patient = bool(wish.reason) and not wish.preload
         evict += [self._evict_step(o, why, wish.force, rival, patient) for o in chosen]
-        self.host_free_bytes = min(host_free, self.host_free_bytes)  # what is dropped for this swap is for this swap
+        self.host_free_bytes = least(host_free, self.host_free_bytes)  # what is dropped for this swap is for this swap
         admit = Step(
             action=Action.WAKE if asleep else Action.START,
             engine=engine.name,

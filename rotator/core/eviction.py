@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from operator import gt
 
 from rotator.core.costs import depth_of, wake_s
+from rotator.core.hostram import HostBytes, clipped, fits, most, spread, total
 from rotator.core.values import Action, Demand, Depth, Engine, GpuId, Level, Policy, State
 
 EXACT_MAX = 12
@@ -20,7 +21,7 @@ class Option:
     level: Level | None
     frees: Mapping[GpuId, int]
     cost_s: float
-    host_bytes: int = 0
+    host_bytes: HostBytes = 0
     depth: Depth | None = None  # where the level does not say how deep it sleeps
 
 
@@ -54,7 +55,15 @@ def sleep_options(
             depth, host_bytes = Depth.DISK, 0
         cost_s = max(cost_s, own + back * wake_s(engine, depth or depth_of(level)))
         options.append(
-            Option(engine, Action.SLEEP, level, frees, cost_s, max(0, host_bytes - engine.masters_bytes), depth)
+            Option(
+                engine,
+                Action.SLEEP,
+                level,
+                frees,
+                cost_s,
+                spread(engine, max(0, host_bytes - engine.masters_bytes)),
+                depth,
+            )
         )
         if preferred_only:
             break
@@ -74,7 +83,7 @@ def deepen_option(
     moved = sum(frees.values())
     back = wanted_back(engine.demand)
     cost_s = back * _moved_share(engine, charged, moved) * wake_s(engine, Depth.HOST)
-    return Option(engine, Action.SINK, None, frees, cost_s, moved, Depth.KV)
+    return Option(engine, Action.SINK, None, frees, cost_s, spread(engine, moved), Depth.KV)
 
 
 def _elastic(
@@ -90,7 +99,7 @@ def _elastic(
     cost_s = own_s + back * (
         wake_s(engine, Depth.KV) + _moved_share(engine, charged, moved) * wake_s(engine, Depth.HOST)
     )
-    return Option(engine, Action.SLEEP, Level.PAUSE, frees, cost_s, moved, Depth.KV)
+    return Option(engine, Action.SLEEP, Level.PAUSE, frees, cost_s, spread(engine, moved), Depth.KV)
 
 
 def _asked(engine: Engine, charged: tuple[int, ...], wanted: Mapping[GpuId, int]) -> int:
@@ -134,7 +143,7 @@ def _interruption_s(engine: Engine, policy: Policy) -> float:
 
 
 def cheapest(
-    deficits: Mapping[GpuId, int], offers: Sequence[Sequence[Option]], host_free_bytes: int
+    deficits: Mapping[GpuId, int], offers: Sequence[Sequence[Option]], host_free_bytes: HostBytes
 ) -> tuple[Option, ...] | None:
     """The cheapest set of options, at most one a candidate, that frees every deficit within the host RAM; None if none.
 
@@ -155,8 +164,8 @@ def cheapest(
             sure.append(rows[0])
         else:
             open_.append(rows)
-    host_free_bytes = max(0, host_free_bytes) - sum([row.option.host_bytes for row in sure])
-    if host_free_bytes < 0:
+    host_free_bytes = clipped(host_free_bytes) - sum([row.option.host_bytes for row in sure])
+    if not fits(0, host_free_bytes):
         return None
     wanted = tuple([deficits[gpu] - sum([row.frees[i] for row in sure]) for i, gpu in enumerate(gpus)])
     if max(wanted) <= 0:
@@ -165,18 +174,21 @@ def cheapest(
     if len(open_) <= EXACT_MAX:
         chosen = _Search(wanted, open_, host_free_bytes).best(chosen)
     elif chosen is None:  # spend as little host RAM as possible instead
-        chosen = _greedy(wanted, [sorted(r, key=lambda row: row.option.host_bytes) for r in open_], host_free_bytes)
+        sparing = [sorted(r, key=lambda row: total(row.option.host_bytes)) for r in open_]
+        chosen = _greedy(wanted, sparing, host_free_bytes)
     return None if chosen is None else tuple(row.option for row in (*sure, *_needed(wanted, chosen)))
 
 
-def _table(gpus: tuple[GpuId, ...], offers: Sequence[Sequence[Option]], host_free_bytes: int) -> list[list["_Row"]]:
+def _table(
+    gpus: tuple[GpuId, ...], offers: Sequence[Sequence[Option]], host_free_bytes: HostBytes
+) -> list[list["_Row"]]:
     """The options lined up with the deficits, without candidates that free nothing there.
 
     Where host RAM is plenty, an option is left out if an earlier, never dearer one of its engine frees as much.
     """
     table = [[_Row(tuple([o.frees.get(gpu, 0) for gpu in gpus]), o) for o in options] for options in offers]
     table = [rows for rows in table if any(any(row.frees) for row in rows)]
-    if _host_bytes(table) > host_free_bytes:
+    if not fits(_host_bytes(table), host_free_bytes):
         return table
     return [[r for i, r in enumerate(rows) if i == 0 or r.frees != rows[i - 1].frees] for rows in table]
 
@@ -186,9 +198,9 @@ def _most(rows: list["_Row"]) -> tuple[int, ...]:
     return rows[0].frees if len(rows) == 1 else tuple(map(max, *[row.frees for row in rows]))
 
 
-def _host_bytes(table: list[list["_Row"]]) -> int:
+def _host_bytes(table: list[list["_Row"]]) -> HostBytes:
     """Host RAM that the candidates take at most."""
-    return sum([max([row.option.host_bytes for row in rows]) for rows in table])
+    return sum([most([row.option.host_bytes for row in rows]) for rows in table])
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +211,7 @@ class _Row:
     option: Option
 
 
-def _greedy(wanted: tuple[int, ...], table: list[list[_Row]], host_free: int) -> list[_Row] | None:
+def _greedy(wanted: tuple[int, ...], table: list[list[_Row]], host_free: HostBytes) -> list[_Row] | None:
     """Take what frees most of the rest for its cost, until nothing is wanted. None if it gets stuck."""
     rest, left, chosen = list(wanted), list(table), list[_Row]()
     while any(r > 0 for r in rest):
@@ -235,7 +247,7 @@ def _needed(wanted: tuple[int, ...], chosen: list[_Row]) -> list[_Row]:
 class _Search:
     """Depth-first branch and bound over the candidates: take one of its options, or none."""
 
-    def __init__(self, wanted: tuple[int, ...], table: list[list[_Row]], host_free: int) -> None:
+    def __init__(self, wanted: tuple[int, ...], table: list[list[_Row]], host_free: HostBytes) -> None:
         self._wanted = wanted
         self._table = sorted(table, key=lambda rows: rows[0].option.cost_s)
         self._host_free = host_free
@@ -265,7 +277,7 @@ class _Search:
         self._visit(0, self._wanted, [], 0.0, self._host_free)
         return self._best
 
-    def _visit(self, index: int, rest: tuple[int, ...], taken: list[_Row], cost_s: float, host_free: int) -> None:
+    def _visit(self, index: int, rest: tuple[int, ...], taken: list[_Row], cost_s: float, host_free: HostBytes) -> None:
         if cost_s >= self._best_cost_s - 1e-9:
             return
         if max(rest, default=0) <= 0:

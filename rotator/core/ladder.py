@@ -11,6 +11,7 @@ from math import inf
 
 from rotator.core.costs import wake_s
 from rotator.core.eviction import Option, sleep_options, stop_option, wanted_back
+from rotator.core.hostram import HostBytes, NodeBytes, clipped, fits, helps, most, spread, total
 from rotator.core.placement import Room, gib, need
 from rotator.core.values import Action, Depth, Engine, GpuId, Policy, Snapshot, State
 
@@ -35,7 +36,7 @@ class Descents:
     look_again_at_s: float | None = None
 
 
-def descents(snapshot: Snapshot, room: Room, host_free_bytes: int) -> Descents:
+def descents(snapshot: Snapshot, room: Room, host_free_bytes: HostBytes) -> Descents:
     """Who sinks now. At most one step an engine; nobody pinned, wanted, busy or with frozen streams."""
     policy = snapshot.policy
     timed = policy.idle_sleep_s is not None or policy.idle_sink_s is not None or policy.idle_stop_s is not None
@@ -46,8 +47,9 @@ def descents(snapshot: Snapshot, room: Room, host_free_bytes: int) -> Descents:
     if policy.ladder:
         again_s = min(again_s, _for_others(snapshot, room, due))
         short = _host_short(snapshot, host_free_bytes)
-        if short > 0:
-            why = f"host RAM for masters has {gib(max(0, host_free_bytes))} left and whoever sleeps next needs more"
+        if not fits(short, 0):
+            left = total(clipped(host_free_bytes))
+            why = f"host RAM for masters has {gib(left)} left and whoever sleeps next needs more"
             taken = [e for e in snapshot.engines.values() if e.name not in due]
             for option in relief(taken, room.charged, short, policy, stops=False) or ():
                 due[option.engine.name] = Descent(option, why)
@@ -159,23 +161,30 @@ def _leaving(
 
 
 def relief(
-    engines: Iterable[Engine], charged: Mapping[str, tuple[int, ...]], short_bytes: int, policy: Policy, *, stops: bool
+    engines: Iterable[Engine],
+    charged: Mapping[str, tuple[int, ...]],
+    short_bytes: HostBytes,
+    policy: Policy,
+    *,
+    stops: bool,
 ) -> list[Option] | None:
     """Whose masters to drop so that host RAM gains so many bytes: the cheapest regret a byte first, and nobody whom the
     others make superfluous. None if all together are too few. ``stops``: sleepers without a disk may be stopped."""
     everyone = list(engines)
     offers = [o for e in everyone if (o := drop_option(e, charged[e.name], everyone, policy, stops=stops)) is not None]
-    offers.sort(key=lambda o: (o.cost_s / -o.host_bytes, o.engine.name))
-    chosen, gained = list[Option](), 0
+    offers.sort(key=lambda o: (o.cost_s / -total(o.host_bytes), o.engine.name))
+    chosen = list[Option]()
+    gained: HostBytes = 0
     for option in offers:
-        if gained >= short_bytes:
+        if fits(short_bytes, gained):
             break
-        chosen.append(option)
-        gained -= option.host_bytes
-    if gained < short_bytes:
+        if helps(-option.host_bytes, short_bytes - gained):
+            chosen.append(option)
+            gained -= option.host_bytes
+    if not fits(short_bytes, gained):
         return None
     for option in sorted(chosen, key=lambda o: -o.cost_s):
-        if gained + option.host_bytes >= short_bytes:
+        if fits(short_bytes, gained + option.host_bytes):
             chosen.remove(option)
             gained += option.host_bytes
     return chosen
@@ -195,7 +204,7 @@ def drop_option(
             return None
         rivals = (o.demand.likely_wanted for o in everyone if o.state is not State.AWAKE and _meet(o, engine))
         cost_s = max(rivals, default=0.0) * engine.sleep_cost_s  # its next sleep copies them out again
-        return Option(engine, Action.SINK, None, {}, cost_s, -engine.masters_bytes)
+        return Option(engine, Action.SINK, None, {}, cost_s, -spread(engine, engine.masters_bytes))
     if engine.state is not State.ASLEEP or engine.depth is not Depth.HOST or engine.host_bytes <= 0:
         return None
     if (sinking := to_disk(engine)) is not None:
@@ -204,7 +213,7 @@ def drop_option(
         return None
     stop = stop_option(engine, charged, policy)
     cost_s = max(0.0, stop.cost_s - wanted_back(engine.demand) * wake_s(engine, Depth.HOST))
-    return Option(engine, Action.STOP, None, stop.frees, cost_s, -engine.host_bytes)
+    return Option(engine, Action.STOP, None, stop.frees, cost_s, -spread(engine, engine.host_bytes))
 
 
 def to_disk(engine: Engine) -> Option | None:
@@ -212,20 +221,22 @@ def to_disk(engine: Engine) -> Option | None:
     if not engine.has_disk or engine.state is not State.ASLEEP or engine.depth is not Depth.HOST:
         return None
     cost_s = wanted_back(engine.demand) * max(0.0, wake_s(engine, Depth.DISK) - wake_s(engine, Depth.HOST))
-    return Option(engine, Action.SINK, None, {}, cost_s, -engine.host_bytes, Depth.DISK)
+    return Option(engine, Action.SINK, None, {}, cost_s, -spread(engine, engine.host_bytes), Depth.DISK)
 
 
-def _host_short(snapshot: Snapshot, host_free_bytes: int) -> int:
+def _host_short(snapshot: Snapshot, host_free_bytes: HostBytes) -> HostBytes:
     """Bytes of host RAM that are wanted beyond what is free: its share that is kept open, and room for the masters of
     whoever of those awake needs most when it sleeps."""
     if not any(e.has_disk or e.masters_bytes for e in snapshot.engines.values()):
         return 0  # nobody could give any back without being stopped
-    kept = int((1.0 - snapshot.policy.host_high) * snapshot.host_budget_bytes)
-    largest = max(
-        (e.host_bytes - e.masters_bytes for e in snapshot.engines.values() if e.state is State.AWAKE and not e.pinned),
-        default=0,
-    )
-    return max(kept, largest) - host_free_bytes
+    spare = 1.0 - snapshot.policy.host_high
+    kept: HostBytes = int(spare * snapshot.host_budget_bytes)
+    if snapshot.node_budgets:
+        budgets = {"": snapshot.host_budget_bytes, **snapshot.node_budgets}
+        kept = NodeBytes({node: int(spare * size) for node, size in budgets.items()})
+    able = (e for e in snapshot.engines.values() if e.state is State.AWAKE and not e.pinned)
+    largest = most(spread(e, max(0, e.host_bytes - e.masters_bytes)) for e in able)
+    return most((kept, largest)) - host_free_bytes
 
 
 def _meet(one: Engine, other: Engine) -> bool:

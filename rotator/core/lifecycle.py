@@ -5,7 +5,8 @@ Rules the table states:
   * A sleep or wake that failed on any rank leads to STOPPING, never back: its state is unknown, so it is killed.
   * STOPPING lasts until its processes are gone and its bytes are back; where it leads was decided when it was entered
     (STOPPED by wish, FAILED by fault, QUARANTINED when its word and its bytes differed).
-  * FAILED starts again by itself after its backoff; QUARANTINED only when an operator releases it.
+  * FAILED starts again by itself after its backoff; QUARANTINED only when an operator releases it. An engine that
+    failed too often of late goes there, too: the breaker.
 """
 
 from enum import StrEnum
@@ -30,7 +31,7 @@ class Event(StrEnum):
     LIED = "lied"  # its word and its bytes (or its answers) differ
     GONE = "gone"  # stopped by wish: processes gone, bytes back
     GONE_FAULTY = "gone_faulty"  # killed after a fault: processes gone, bytes back
-    GONE_LIAR = "gone_liar"  # killed for lying: processes gone, bytes back
+    GONE_LIAR = "gone_liar"  # killed for lying, or for one fault too many: processes gone, bytes back
     RELEASE = "release"  # an operator lets a quarantined engine try again
 
 

@@ -18,10 +18,12 @@ from collections.abc import Sequence
 from rotator.core import calendar, reasons
 from rotator.core.admission import Planning, Wish
 from rotator.core.eviction import Option, stop_option
+from rotator.core.hostram import HostBytes, clipped, fits, left_for
 from rotator.core.ladder import descents
 from rotator.core.lifecycle import is_moving
 from rotator.core.placement import gib
 from rotator.core.policy import by_turn
+from rotator.core.recycle import recycling
 from rotator.core.values import (
     Blocked,
     BlockKind,
@@ -60,7 +62,12 @@ def plan(snapshot: Snapshot) -> Plan:
     sinking = descents(snapshot, planning.room, planning.host_free_bytes)
     for descent in sinking.due:
         planning.sink(descent)
+    restarts = recycling(snapshot, planning.room)
+    for descent in restarts.due:
+        planning.sink(descent)
     look_again_s = [b.until_s for b in planning.blocked if b.until_s is not None]
+    if restarts.look_again_at_s is not None:
+        look_again_s.append(restarts.look_again_at_s)
     if sinking.look_again_at_s is not None:
         look_again_s.append(sinking.look_again_at_s)
     if schedule.look_again_at_s is not None:
@@ -190,7 +197,7 @@ class _Orders:
                 text = f"{name} is attached, not started here: stop it where it was started, or put it to sleep"
         return None if text is None else Blocked(name, BlockKind.REFUSED, text, None, command)
 
-    def _commanded_sleep(self, command: Command, host_free: int) -> Option | Blocked:
+    def _commanded_sleep(self, command: Command, host_free: HostBytes) -> Option | Blocked:
         engine = self._engines[command.engine]
         if (refused := self._refusal(command) or self._planning.shut(engine, command)) is not None:
             return refused
@@ -199,16 +206,17 @@ class _Orders:
             reason = f"{engine.name} has {flying} in flight that may not be frozen: wait, or force (which aborts them)"
             return Blocked(engine.name, BlockKind.UNFREEZABLE, reason, None, command)
         levels = [o for o in self._planning.sleeps(engine) if command.level in (None, o.level)]
-        option = next((o for o in levels if o.host_bytes <= max(0, host_free)), None)
+        option = next((o for o in levels if fits(o.host_bytes, clipped(host_free))), None)
         if option is not None:
             return option
         reason = (
-            f"{engine.name} needs {gib(engine.host_bytes)} of host RAM to sleep and {gib(max(0, host_free))} are left: "
+            f"{engine.name} needs {gib(engine.host_bytes)} of host RAM to sleep and "
+            f"{gib(max(0, left_for(engine, host_free)))} are left: "
             "wake or stop a sleeping engine, raise the budget, allow level 2, or stop it"
         )
         return Blocked(engine.name, BlockKind.HOST_RAM, reason, None, command)
 
-    def _commanded_stop(self, command: Command, _host_free: int) -> Option | Blocked:
+    def _commanded_stop(self, command: Command, _host_free: HostBytes) -> Option | Blocked:
         engine = self._engines[command.engine]
         if (shut := self._planning.shut(engine, command)) is not None:
             return shut

@@ -136,3 +136,9 @@ def backoff_s(failures: int, first_s: float, max_s: float) -> float:
 def smooth(old: float | None, new: float, weight: float = 0.3) -> float:
     """A measured cost, smoothed exponentially: the first measurement is believed whole, later ones by ``weight``."""
     return new if old is None else old + weight * (new - old)
+
+
+def breaker_opens(failed_at_s: tuple[float, ...], now_s: float, *, failures: int, window_s: float) -> bool:
+    """Whether an engine failed too often of late to be started again without a person. Times from after ``now_s`` (a
+    clock that was set back) count."""
+    return sum(at_s > now_s - window_s for at_s in failed_at_s) >= failures

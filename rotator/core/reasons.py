@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from rotator.core.eviction import Option
+from rotator.core.hostram import HostBytes, left_for, total
 from rotator.core.placement import gib
 from rotator.core.values import Action, Command, Depth, Engine, GpuId, Level, State
 
@@ -42,18 +43,18 @@ def needs(engine: Engine, need: tuple[int, ...], free: Mapping[GpuId, int]) -> s
     return f"{text} (and on {others} more)" if others else text
 
 
-def yields(option: Option, why: str, drain_s: float, host_free_bytes: int, force: bool) -> str:
+def yields(option: Option, why: str, drain_s: float, host_free_bytes: HostBytes, force: bool) -> str:
     """Why this engine makes room, how, how much, and what becomes of its streams."""
     parts = [_how(option, host_free_bytes)]
     if option.frees:
         largest = max(option.frees, key=lambda gpu: option.frees[gpu])
         parts.append(f"frees {gib(option.frees[largest])} on {largest}")
-    if option.host_bytes < 0:
-        parts.append(f"gives {gib(-option.host_bytes)} of host RAM back")
+    if (host_bytes := total(option.host_bytes)) < 0:
+        parts.append(f"gives {gib(-host_bytes)} of host RAM back")
     return f"{why}: {', '.join(parts)}; {_fate(option, drain_s, force)}"
 
 
-def _how(option: Option, host_free_bytes: int) -> str:
+def _how(option: Option, host_free_bytes: HostBytes) -> str:
     engine = option.engine
     if option.action is Action.SINK:
         return _sinks(option)
@@ -62,7 +63,7 @@ def _how(option: Option, host_free_bytes: int) -> str:
     if option.depth is Depth.DISK:
         return "sleeps with its masters on disk"
     preferred = next((level for level in engine.levels if level is not Level.PAUSE), None)
-    left = max(0, host_free_bytes)
+    left = max(0, left_for(engine, host_free_bytes))
     short = preferred is Level.HOST and engine.host_bytes > left and engine.state is State.AWAKE
     why = f" (host RAM has {gib(left)} left, its weights need {gib(engine.host_bytes)})" if short else ""
     if option.level is not None:

@@ -71,6 +71,7 @@ class Gpu:
     reserve_bytes: int = 0
     health: Health = Health.OK
     swapping: float = 0.0  # share of its recent time that swaps cost which interrupted somebody
+    cordoned: str = ""  # why nothing new may come, also while it cannot be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,8 @@ class Engine:
     elastic: bool = False  # its allocator can free by bytes, KV cache first
     kv_bytes: tuple[int, ...] = ()  # of its KV cache on each GPU, which it frees without moving weights
     masters_bytes: int = 0  # host RAM that its masters take now, also while it is awake
+    nodes: tuple[str, ...] = ()  # the machine of each of its GPUs; empty where there is only one machine
+    restart_why: str = ""  # what only a new launch mends, so that it is to be restarted at a quiet moment
 
 
 class CommandKind(StrEnum):
@@ -172,6 +175,7 @@ class Policy:
     wanted_horizon_s: float = 60.0  # what ``likely_wanted`` looks ahead
     prewake_chance: float | None = None  # so likely wanted, an engine is woken into free room; None: never
     elastic: bool = False  # engines that can free by bytes are asked for no more than is needed
+    restart_quiet_s: float = 300.0  # a planned restart waits until nobody has used its GPUs for so long
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +212,8 @@ class Snapshot:
     engines: Mapping[EngineName, Engine]
     host_budget_bytes: int
     host_used_bytes: int = 0  # host RAM held by masters now, of sleeping and (where kept) awake engines
+    node_budgets: Mapping[str, int] = field(default_factory=dict)  # the same of every other machine
+    node_used: Mapping[str, int] = field(default_factory=dict)
     claimed: frozenset[GpuId] = frozenset()
     commands: tuple[Command, ...] = ()
     policy: Policy = field(default_factory=Policy)

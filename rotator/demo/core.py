@@ -75,7 +75,7 @@ class Core:
         stream = Stream(next(self._ids), prompt_ids, sampling, seed)
         self._waiting.append(stream)
         self.counters.requests += 1
-        self.counters.prompt_tokens += len(prompt_ids)
+        self._warn_if_wedged()
         self._kick()
         return stream
 
@@ -104,6 +104,16 @@ class Core:
         except DeviceFault as e:
             self._fail(str(e))
             raise CoreError(str(e)) from None
+
+    def _warn_if_wedged(self) -> None:
+        """What vLLM's workers say once a minute while a rank does not take its turn."""
+        if self.misbehaviour.wedged:
+            log.warning("No available shared memory broadcast block found in 60 seconds.")
+
+    @property
+    def kv_share(self) -> float:
+        """Of its slots that are taken: like all that the core tells, it stands still while the core does."""
+        return len(self._running) / max(1, len(self._running) + len(self._free_slots))
 
     async def reachable(self) -> None:
         """Every call that reaches the core passes here: a wedged core answers none."""
@@ -289,6 +299,7 @@ class Core:
         self._admit(now_s)
         ready = [stream for stream in self._running.values() if stream.ready_at_s <= now_s]
         if ready:
+            self.counters.steps += 1
             cache = bytearray(self._ranks[0].read(KV, 0, (max(s.slot for s in ready) + 1) * KV_SLOT_BYTES))
             for stream in ready:
                 self._step(stream, cache)
@@ -317,8 +328,13 @@ class Core:
         options = tokens.candidates(state, stream.sample, allow_eos=not stream.sampling.ignore_eos)
         chosen = tokens.choose(options, stream.sampling.temperature, stream.seed, len(stream.produced))
         cache[at : at + tokens.STATE_BYTES] = tokens.next_state(state, chosen.token_id)
+        if not stream.produced:  # a prompt counts once its prefill is through
+            self.counters.prompt_tokens += len(stream.prompt_ids)
         stream.produced.append(chosen.token_id)
         self.counters.generation_tokens += 1
+        if (share := self.misbehaviour.draft_acceptance) is not None:
+            self.counters.drafts += 1
+            self.counters.accepted += share
         logprob = float("nan") if self.misbehaviour.nan_logprobs else chosen.logprob
         stream.out.put_nowait(Step(chosen.token_id, logprob, options))
         if chosen.token_id == tokens.EOS:

@@ -27,6 +27,7 @@ class Misbehaviour(BaseModel):
     cut_stream_after: int | None = None  # tokens after which a stream's connection breaks
     nan_logprobs: bool = False
     residue_growth_gib: float = 0.0  # a GPU, with each sleep
+    draft_acceptance: float | None = None  # tell of speculative decoding, with this share of first drafts accepted
     start_delay_s: float = 0.0
 
     def take(self, name: str) -> bool:

@@ -114,8 +114,15 @@ def metrics_text(core: Core, model: str, dialect: StubDialect) -> str:
         ("num_requests_waiting", "gauge", core.waiting),
         ("prompt_tokens_total", "counter", core.counters.prompt_tokens),
         ("generation_tokens_total", "counter", core.counters.generation_tokens),
+        ("kv_cache_usage_perc", "gauge", core.kv_share),
+        ("iteration_tokens_total_count", "counter", core.counters.steps),
     ]
+    if core.counters.drafts:
+        rows.append(("spec_decode_num_drafts_total", "counter", core.counters.drafts))
     lines = [f"# TYPE vllm:{name} {kind}\nvllm:{name}{label} {value}" for name, kind, value in rows]
+    if core.counters.drafts:
+        by_position = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
+        lines.append(f'{by_position}{{engine="0",model_name="{model}",position="0"}} {core.counters.accepted}')
     lines.append("# TYPE vllm:engine_sleep_state gauge")
     lines += [
         f'vllm:engine_sleep_state{{engine="0",model_name="{model}",sleep_state="{name}"}} {int(on)}'

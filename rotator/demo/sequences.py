@@ -58,6 +58,9 @@ class Stream:
 class Counters:
     prompt_tokens: int = 0
     generation_tokens: int = 0
+    steps: int = 0
+    drafts: int = 0  # of speculative decoding: one a token, where the stub is told how many are accepted
+    accepted: float = 0.0
     requests: int = 0
     sleeps: int = 0
     wakes: int = 0

@@ -53,7 +53,7 @@ class Admitter:
 
     async def _fail(self, engine: EngineRuntime, active: ActiveSwap, entry: Entry, event: Event, reason: str) -> None:
         active.error = reason
-        tail = log_tail(engine.spec.log_path)
+        tail = await self._undertaker.evidence(engine) or log_tail(engine.spec.log_path)
         await self._owner.moved(engine.name, event, Facts(reason, canary="failed" if event is Event.LIED else None))
         await entry.close("failed", engine.state, error=f"{reason}; log: {tail}" if tail else reason)
 
@@ -120,16 +120,27 @@ class Admitter:
         facts = await self._first_impression(engine, handle, before)
         active.phases_s["canary"] = clock() - begun - active.phases_s["start"]
         facts = _with(facts, step, facts.held_bytes, start_s=clock() - begun)
-        return await self._owner.moved(engine.name, Event.STARTED, facts)
+        # While it started nobody could tell its bytes from others': what came meanwhile must be known to the next plan.
+        return await self._owner.moved(engine.name, Event.STARTED, facts, await self._readings(engine))
 
     async def _launch(self, engine: EngineRuntime) -> Handle:
         launcher = self._world.launchers[engine.config.launcher]
         if engine.config.launcher != "attach":
+            await self._look_before(engine)
             return await launcher.start(engine.spec)
         handle = await launcher.find(engine.spec, None)
         if handle is None:
             raise LaunchError(f"nothing answers at {engine.url}: start the engine there, it is attached and not ours")
         return handle
+
+    async def _look_before(self, engine: EngineRuntime) -> None:
+        """Raises StartFailed for what surely cannot start: a refused launch leaves nothing behind, a crash does."""
+        look = self._world.preflight
+        if look is not None and self._world.config.recovery.preflight:
+            if (why := await look(engine.config, engine.spec)) is not None:
+                raise StartFailed(why)
+            if engine.state is not State.STARTING:
+                raise StartFailed(engine.reason)  # it was given up meanwhile
 
     async def _ready(self, engine: EngineRuntime, give_up_at_s: float) -> None:
         """Return once it answers /health. Raises StartFailed at the deadline, or when it died meanwhile."""

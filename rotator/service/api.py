@@ -8,10 +8,13 @@ from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from rotator import __version__
+from rotator.ports import EngineLogs
 from rotator.service import api_examples, problems
 from rotator.service.api_calendar import calendar_router
 from rotator.service.api_commands import admin_router, engine_router, swap_router
 from rotator.service.api_gate import Gate, Need
+from rotator.service.api_incidents import incident_router
+from rotator.service.api_logs import logs_router
 from rotator.service.api_models import Health, Index, ReadinessModel
 from rotator.service.api_views import journal_router, state_router
 from rotator.service.events import EventBus
@@ -38,6 +41,7 @@ def create_api(
     guard: Guard | None = None,
     metrics_registry: CollectorRegistry | None = None,
     keepalive_s: float = 10.0,
+    logs: EngineLogs | None = None,
 ) -> FastAPI:
     """The ASGI application. ``authorize`` and ``guard`` are those of ``keys.Keys``; ``keepalive_s`` is how often a
     silent event stream gets a comment. Every error is a problem (RFC 9457)."""
@@ -56,7 +60,10 @@ def create_api(
     app.include_router(engine_router(ops, need))
     app.include_router(admin_router(ops, need))
     app.include_router(calendar_router(ops, need))
+    app.include_router(incident_router(ops, need))
     app.include_router(journal_router(ops, events, need, keepalive_s))
+    if logs is not None:
+        app.include_router(logs_router(ops, logs, events, need))
     app.include_router(state_router(ops, need))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign] # FastAPI's own way to adapt the description
     return app

@@ -39,10 +39,37 @@ ENGINES: list[dict[str, Any]] = [
         "sleeps": 11,
         "bytes_moved": 1540 * _GIB,
         "log_path": "/var/lib/rotator/logs/glm-5.1.log",
+        "notes": [],
         "held_by": "reservation 3 (evaluation)",
         "held_until_wall_s": 1767232800.0,
+        "masters_bytes": 0,
     }
 ]
+
+INCIDENTS: list[dict[str, Any]] = [
+    {
+        "id": "20260101T000000Z-glm-5-1",
+        "opened_wall_s": 1767225600.0,
+        "kind": "wedged",
+        "severity": "serious",
+        "reason": "/health says 200, but no token, step or KV block moved for 121 s with 3 requests there, "
+        "and a probe went unanswered",
+        "engine": "glm-5.1",
+        "gpu": None,
+        "action": "its admission is closed, evidence is taken, then it is killed and started again",
+        "advice": "",
+        "outcome": "back in service",
+        "closed_wall_s": 1767225720.0,
+        "count": 1,
+        "bundle_bytes": 482133,
+    }
+]
+
+INCIDENT: dict[str, Any] = {
+    "incident": INCIDENTS[0],
+    "items": [{"name": "log.txt", "bytes": 48211, "cut_from_bytes": None}],
+    "missing": [{"what": "process 4711: py-spy", "why": "py-spy is not installed"}],
+}
 
 RESERVATION: dict[str, Any] = {
     "id": 3,

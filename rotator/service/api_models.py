@@ -1,11 +1,12 @@
 """What the operators' API takes and gives, as JSON. Views are the dataclasses of ``operations.py`` as they are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from rotator.core.values import Action, Blocked, BlockKind, Command, Plan, Step, Swap
+from rotator.ports import Incident
 from rotator.service.operations import CommandResult
 
 DEADLINE_MAX_S = 24 * 3600.0
@@ -114,6 +115,33 @@ class StepModel(Wire):
             expected_s=step.expected_s,
             bytes_per_gpu=dict(step.bytes_per_gpu),
         )
+
+
+class BundleItem(BaseModel):
+    """One file of a bundle."""
+
+    name: str
+    bytes: int
+    cut_from_bytes: int | None = Field(default=None, description="its whole size, where it was cut")
+
+
+class BundleLack(BaseModel):
+    what: str
+    why: str
+
+
+class IncidentDetail(Wire):
+    """An incident with what its bundle holds, and what could not be collected."""
+
+    incident: Incident
+    items: list[BundleItem]
+    missing: list[BundleLack]
+
+    @classmethod
+    def of(cls, incident: Incident, manifest: Mapping[str, Any]) -> Self:
+        items = [BundleItem.model_validate(i) for i in manifest.get("items", ())]
+        missing = [BundleLack.model_validate(m) for m in manifest.get("missing", ())]
+        return cls(incident=incident, items=items, missing=missing)
 
 
 class SwapModel(Wire):

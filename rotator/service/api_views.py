@@ -24,8 +24,10 @@ Table = Literal[
     "transitions",
     "decisions",
     "reservations",
+    "incidents",
     "vram_samples",
     "requests",
+    "nodes",
     "lives",
 ]
 _LEDGER_OWN = ("table", "limit", "cursor")

@@ -9,7 +9,7 @@ from typing import Any
 from rotator.core.lifecycle import Event
 from rotator.core.values import Action, GpuId, State
 from rotator.ports import DeviceError, GpuReading, LaunchError, LedgerError
-from rotator.service.accounting import read_gpus, wait_drained
+from rotator.service.accounting import gib, read_gpus, wait_drained
 from rotator.service.journal import Entry
 from rotator.service.owner import Facts, Owner
 from rotator.service.records import EngineRuntime
@@ -17,7 +17,9 @@ from rotator.service.world import World
 
 _log = logging.getLogger(__name__)
 _LOG_TAIL_BYTES = 16384
+_EVIDENCE_S = 3.0
 AGAIN_S = 5.0
+CUDA_FIRST = "CUDA:"  # how a launcher's evidence begins where an engine's log names an error of the driver
 
 
 class Undertaker:
@@ -42,13 +44,17 @@ class Undertaker:
         long: then they count as foreign, and the reason names who holds what."""
         engine = self._owner.runtime(name)
         self._world.traffic.abort(name, reason)
+        told = await self.evidence(engine) if end is not Event.GONE else ""
+        if told.startswith(CUDA_FIRST) and told not in reason:
+            reason = f"{reason}; {told}"
         entry = await self._intent(engine, end, reason)
         pids = engine.pids
         await self._kill(engine, grace_s, reason)
         left = await self._bytes_left(engine, pids)
         words = reason
         if left:
-            words = f"{reason}; its processes are gone but {left} did not come back: look for leftover holders"
+            holders = await self._holders(engine)
+            words = f"{reason}; its processes are gone but {left} did not come back: {holders}"
         stays = words != reason or engine.config.launcher == "attach"
         facts = Facts(words, pids=frozenset(), held_bytes={})
         await self._owner.moved(name, end, facts, await self._readings(engine) if stays else None)
@@ -56,6 +62,16 @@ class Undertaker:
             await entry.close(
                 "ok" if words == reason else "failed", engine.state, error=None if words == reason else words
             )
+
+    async def evidence(self, engine: EngineRuntime) -> str:
+        """What its log says of its trouble, where its launcher can tell soon."""
+        if engine.handle is None:
+            return ""
+        try:
+            async with asyncio.timeout(_EVIDENCE_S):
+                return await self._world.launchers[engine.handle.launcher].evidence(engine.handle)
+        except TimeoutError:
+            return ""
 
     async def _intent(self, engine: EngineRuntime, end: Event, reason: str) -> Entry | None:
         """A kill that cannot be journalled still has to happen: an engine of unknown state must not stay."""
@@ -103,6 +119,20 @@ class Undertaker:
             read_deadline_s=self._world.config.devices.read_deadline_s,
             patience_s=self._world.config.recovery.vram_drain_deadline_s,
         )
+
+    async def _holders(self, engine: EngineRuntime) -> str:
+        """Who else holds bytes on its GPUs, by name, where the driver tells."""
+        own = frozenset(pid for other in self._owner.all_runtimes() if other is not engine for pid in other.pids)
+        found: dict[int, int] = {}
+        for reading in (await self._readings(engine)).values():
+            for pid, size in (reading.by_pid or {}).items():
+                if pid not in own and size:
+                    found[pid] = found.get(pid, 0) + size
+        if not found:
+            return "the driver names no process that holds them: look with `nvidia-smi` and `fuser -v /dev/nvidia*`"
+        names = await self._world.senses.evidence.names(frozenset(found))
+        told = ", ".join(f"{pid} ({names.get(pid, 'unknown here')}) {gib(size)}" for pid, size in found.items())
+        return f"held by {told}"
 
     async def _readings(self, engine: EngineRuntime) -> dict[GpuId, GpuReading]:
         try:

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from rotator.core.lifecycle import Event
 from rotator.core.values import Action, Depth, GpuId, Level, State, Step
-from rotator.ports import DeviceError, EngineError, EngineRefused, GpuReading
+from rotator.ports import DeviceError, EngineError, EngineRefused, GpuReading, NodeError
+from rotator.ports_nodes import HERE, nodes_of
 from rotator.service.accounting import Judgement, SleepExpectation, read_gpus, used, verify_sleep
 from rotator.service.burial import Undertaker
 from rotator.service.journal import Entry
@@ -168,7 +169,7 @@ class Evictor:
     ) -> Facts:
         clock = asyncio.get_running_loop().time
         started = clock()
-        host_before = self._world.host().available_bytes
+        host_before = await self._host_left(engine)
         expected = self._expectation(engine) if level is not Level.PAUSE else _elastic_expectation(step, engine)
         await self._put_to_sleep(step, engine, level)
         slept = clock()
@@ -177,7 +178,7 @@ class Evictor:
         _longest(active.phases_s, "verify", clock() - slept)
         if not judgement.ok:
             raise Lied(judgement.reason)
-        took = host_before - self._world.host().available_bytes
+        took = host_before - await self._host_left(engine)
         moved = sum(engine.awake_on(gpu) - judgement.held[gpu] for gpu in engine.gpus)
         return Facts(
             f"sleeps ({step.reason})",
@@ -190,6 +191,21 @@ class Evictor:
             sleep_s=None if level is Level.PAUSE else slept - started,
             moved_bytes=max(0, moved),
         )
+
+    async def _host_left(self, engine: EngineRuntime) -> int:
+        """Host RAM that is available on the engine's machines together; 0 where one of them does not tell, so that
+        what a sleep took there is not believed."""
+        left, nodes = 0, self._world.nodes
+        for node in nodes_of(engine.gpus):
+            if node == HERE or nodes is None:
+                left += self._world.host().available_bytes
+                continue
+            try:
+                told = await nodes.host(node, deadline_s=self._world.config.devices.read_deadline_s)
+            except NodeError:
+                return 0
+            left += told.available_bytes
+        return left
 
     async def _put_to_sleep(self, step: Step, engine: EngineRuntime, level: Level) -> None:
         control, deadline_s = self._world.control, engine.config.sleep_deadline_s

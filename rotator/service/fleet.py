@@ -5,15 +5,18 @@ Only the loop's task calls what changes anything here.
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Literal
 
 from rotator.config import GIB, EngineConfig, FleetConfig
+from rotator.config_nodes import split_gpu
 from rotator.core import lifecycle, policy
 from rotator.core.costs import preferred
 from rotator.core.history import History
 from rotator.core.lifecycle import Event
 from rotator.core.values import Calendar, Command, Depth, Engine, Gpu, GpuId, Snapshot, State
 from rotator.ports import EngineRecord, GpuInfo, GpuReading, Handle, LaunchSpec, Recovered, Residency
+from rotator.ports_nodes import HERE, node_of
 from rotator.service.owner import Facts
 from rotator.service.records import EngineRuntime, GpuRecord
 from rotator.service.sight import engine_seen
@@ -33,6 +36,7 @@ class Fleet:
         self.engines: dict[str, EngineRuntime] = {}
         self.names: dict[str, str] = {}  # every name and alias to its engine
         self.host_budget_bytes = 0
+        self.node_budgets: dict[str, int] = {}  # other nodes' RAM for masters
 
     # -- events ------------------------------------------------------------------------------------------------------
 
@@ -138,37 +142,64 @@ class Fleet:
         commands: tuple[Command, ...],
         calendar: Calendar = NO_CALENDAR,
     ) -> Snapshot:
+        used = self.host_used_bytes()
         return Snapshot(
             now_s=now_s,
             gpus={
                 g.info.id: Gpu(
-                    g.info.id, g.info.total_bytes, g.foreign_bytes, g.reserve_bytes, g.health, g.swaps.share(now_s)
+                    g.info.id,
+                    g.info.total_bytes,
+                    g.foreign_bytes,
+                    g.reserve_bytes,
+                    g.health,
+                    g.swaps.share(now_s),
+                    g.cordoned or "",
                 )
                 for g in self.gpus.values()
             },
             engines={e.name: self._seen(e, now_s) for e in self.engines.values()},
             host_budget_bytes=self.host_budget_bytes,
-            host_used_bytes=self.host_used_bytes(),
+            host_used_bytes=used.pop(HERE, 0),
+            node_budgets=dict(self.node_budgets),
+            node_used=used,
             claimed=claimed,
             commands=commands,
-            policy=self.config.policies.core(),
+            policy=replace(self.config.policies.core(), restart_quiet_s=self.config.watchdog.quiet_s),
             calendar=calendar,
         )
 
-    def host_used_bytes(self) -> int:
-        return sum(e.masters_bytes for e in self.engines.values())
+    def host_used_bytes(self) -> dict[str, int]:
+        """Host RAM that masters take, by machine."""
+        used: dict[str, int] = {}
+        for engine in self.engines.values():
+            for node, size in self.masters_by_node(engine, engine.masters_bytes).items():
+                used[node] = used.get(node, 0) + size
+        return used
+
+    def masters_by_node(self, engine: EngineRuntime, size: int) -> dict[str, int]:
+        """So many bytes of an engine's masters, each rank's in the RAM of its GPU's machine."""
+        if not self.node_budgets:
+            return {HERE: size}
+        by: dict[str, int] = {}
+        for gpu in engine.gpus:
+            by[node_of(gpu)] = by.get(node_of(gpu), 0) + size // len(engine.gpus)
+        return by
 
     def _seen(self, engine: EngineRuntime, now_s: float) -> Engine:
         engine.history = self._traffic.history(engine.name)
         unified = any(self.gpus[gpu].info.unified_memory for gpu in engine.gpus)
-        return engine_seen(engine, self._traffic, self.config.policies, now_s, unified=unified)
+        nodes = tuple(map(node_of, engine.gpus)) if self.node_budgets else ()
+        return engine_seen(engine, self._traffic, self.config.policies, now_s, unified=unified, nodes=nodes)
 
     # -- configuration and memory of earlier lives -------------------------------------------------------------------
 
     def configure_gpus(self, config: FleetConfig, inventory: Iterable[GpuInfo]) -> list[str]:
         """Take the GPUs that the configuration names. Returns problems in words."""
         infos = tuple(inventory)
-        wanted, problems = _chosen(config.devices.gpus, infos)
+        wanted, problems = _chosen(config.devices.gpus, infos, HERE, "devices")
+        for node in config.nodes:
+            more, wrong = _chosen(node.gpus, infos, node.name, f"nodes '{node.name}'")
+            wanted, problems = wanted + more, problems + wrong
         reserve = int(config.devices.reserve_gib * GIB)
         for info in wanted:
             record = self.gpus.get(info.id)
@@ -179,11 +210,14 @@ class Fleet:
         return problems
 
     def wording(self) -> Wording:
-        return Wording({id: f"GPU {g.info.index}" for id, g in self.gpus.items()})
+        places = {id: f" of {g.info.node}" if g.info.node else "" for id, g in self.gpus.items()}
+        return Wording({id: f"GPU {g.info.index}{places[id]}" for id, g in self.gpus.items()})
 
     def gpu_id(self, name: int | str) -> GpuId | None:
-        """A GPU by index or UUID, if the service may use it."""
-        return next((g.info.id for g in self.gpus.values() if str(name) in (str(g.info.index), g.info.id)), None)
+        """A GPU by index or UUID (of another node: after its name and a slash), if the service may use it."""
+        node, gpu = split_gpu(name)
+        mine = (g.info for g in self.gpus.values() if g.info.node == node)
+        return next((info.id for info in mine if gpu in (str(info.index), split_gpu(info.id)[1])), None)
 
     def add_engine(self, config: EngineConfig, url: str, spec: LaunchSpec, gpus: tuple[GpuId, ...]) -> EngineRuntime:
         planned = tuple(planned_awake_bytes(config, self.gpus[g]) for g in gpus)
@@ -214,7 +248,8 @@ class Fleet:
                 _remember_residency(owner, row)
         for gpu in recovered.cordons:
             if gpu in self.gpus:
-                self.gpus[gpu].cordoned = "cordoned before the service was restarted"
+                reason = recovered.cordon_reasons.get(gpu)
+                self.gpus[gpu].cordoned = reason or "cordoned before the service was restarted"
 
 
 def planned_awake_bytes(config: EngineConfig, gpu: GpuRecord) -> int:
@@ -244,7 +279,7 @@ def _remember_engine(engine: EngineRuntime, record: EngineRecord) -> None:
     if engine.costs.wake_s is not None:
         engine.costs.wakes.setdefault(preferred(engine.config.levels), engine.costs.wake_s)
     engine.golden, engine.version, engine.level = record.canary, record.version, record.level
-    engine.failures = record.failures
+    engine.failures, engine.faults = record.failures, tuple(record.faults)
     engine.drifted = bool(record.spec_hash) and record.spec_hash != engine.config.spec_hash()
     if record.ref:
         engine.handle = Handle(engine.name, record.launcher, record.url, record.ref)
@@ -258,16 +293,18 @@ def _remember_residency(engine: EngineRuntime, row: Residency) -> None:
 
 
 def _chosen(
-    wanted: Literal["all"] | tuple[int | str, ...], infos: tuple[GpuInfo, ...]
+    wanted: Literal["all"] | tuple[int | str, ...], inventory: tuple[GpuInfo, ...], node: str, place: str
 ) -> tuple[list[GpuInfo], list[str]]:
+    """Of one node's GPUs those that the service may use, and what is wrong with the choice."""
+    infos = [info for info in inventory if info.node == node]
     if wanted == "all":
-        return list(infos), []
+        return infos, []
     chosen, problems = [], []
     for name in wanted:
-        match = next((i for i in infos if str(name) in (str(i.index), i.id)), None)
+        match = next((i for i in infos if str(name) in (str(i.index), split_gpu(i.id)[1])), None)
         if match:
             chosen.append(match)
         else:
             have = ", ".join(f"{i.index} ({i.id})" for i in infos) or "none"
-            problems.append(f"devices.gpus: there is no GPU '{name}': this machine has {have}")
+            problems.append(f"{place}.gpus: there is no GPU '{name}': {'it' if node else 'this machine'} has {have}")
     return chosen, problems

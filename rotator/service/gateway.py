@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 
 from rotator.config import GatewayConfig
+from rotator.ports_nodes import Doors
 from rotator.service.events import EventBus
 from rotator.service.exchange import ClientGone, Exchange, Head, plain_dialect
 from rotator.service.fallback import Fallback
@@ -38,7 +39,7 @@ _ASKED = frozenset((b"host", b"origin", b"sec-fetch-site", b"authorization", b"x
 class Gateway:
     """``authorize`` and ``guard`` are those of ``keys.Keys``; None lets everybody in. ``identify`` names the client
     that a request is of, so that none takes another's share of a line. ``session`` makes the pool of
-    connections to engines (``upstream.open_session`` where absent)."""
+    connections to engines (``upstream.open_session`` where absent); ``doors`` lets them through nodes' agents."""
 
     def __init__(
         self,
@@ -53,6 +54,7 @@ class Gateway:
         identify: Identify | None = None,
         session: Callable[[], aiohttp.ClientSession] | None = None,
         environ: Mapping[str, str] | None = None,
+        doors: Doors = lambda _: None,
     ) -> None:
         self._traffic = traffic
         self._directory = directory
@@ -60,7 +62,7 @@ class Gateway:
         self._guard = guard
         self._identify = identify
         self._upstream = Upstream(
-            session or (lambda: open_session(self._config.upstream_connect_s)), config.upstream_connect_s
+            session or (lambda: open_session(self._config.upstream_connect_s)), config.upstream_connect_s, doors
         )
         self._stored = Stored(traffic, directory, self._upstream)
         self._proxy = Proxy(self._upstream, bus, config.keepalive_s, self._stored.learn)

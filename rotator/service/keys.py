@@ -15,6 +15,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from rotator.config import BindConfig, KeyConfig
+from rotator.service.sessions import Sessions
 
 Scope = Literal["infer", "operate", "admin"]
 RANK: dict[Scope, int] = {"infer": 1, "operate": 2, "admin": 3}  # each includes the ones before it
@@ -63,8 +64,12 @@ def allow_all(headers: Mapping[str, str], scope: Scope) -> Denial | None:
 class Keys:
     """Checks keys against the configuration. ``headers`` have lower-case names (ASGI gives them so)."""
 
-    def __init__(self, keys: Iterable[KeyConfig] = (), bind: BindConfig | None = None) -> None:
+    def __init__(
+        self, keys: Iterable[KeyConfig] = (), bind: BindConfig | None = None, sessions: Sessions | None = None
+    ) -> None:
         self._keys = tuple((bytes.fromhex(k.sha256), k.name, max(RANK[s] for s in k.scopes)) for k in keys)
+        self._ranks = {name: rank for _, name, rank in self._keys}
+        self.sessions = sessions
         self._bind = bind or BindConfig()
         self._hosts = {h.lower() for h in (*self._bind.hosts, self._bind.host, "localhost")}
 
@@ -93,6 +98,14 @@ class Keys:
         found = self._find(secret) if secret is not None else None
         return "" if found is None else found[0]
 
+    def login(self, secret: str) -> tuple[str, int] | None:
+        """Whose key it is and its rank; None for one that is not known. A session's token is no key."""
+        is_token = self.sessions is not None and self.sessions.read(secret) is not None
+        return None if is_token else self._find(secret)
+
+    def rank(self, name: str) -> int:
+        return self._ranks.get(name, 0)
+
     def guard(self, method: str, headers: Mapping[str, str]) -> Denial | None:
         """None where no web page can have caused the request, or where keys make that harmless, else why not."""
         if self._keys:
@@ -110,7 +123,10 @@ class Keys:
         return None
 
     def _find(self, secret: str) -> tuple[str, int] | None:
-        """Compares with every key, so that the time taken tells nothing about which one came close."""
+        """Compares with every key, so that the time taken tells nothing about which one came close. A session's token
+        stands for its key."""
+        if self.sessions is not None and (session := self.sessions.read(secret)) is not None:
+            return session.key, self._ranks[session.key]
         given = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
         found = None
         for wanted, name, rank in self._keys:

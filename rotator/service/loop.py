@@ -20,8 +20,6 @@ from rotator.core.placement import lacking
 from rotator.core.planner import plan as make_plan
 from rotator.core.values import (
     Action,
-    Blocked,
-    BlockKind,
     Command,
     Depth,
     EngineName,
@@ -34,18 +32,22 @@ from rotator.core.values import (
     Step,
     Swap,
 )
-from rotator.ports import DeviceError, GpuReading, Handle, Recovered
+from rotator.ports import DeviceError, GpuReading, Handle, LauncherNews, Recovered
+from rotator.ports_nodes import HERE
 from rotator.service.adoption import Adopter
 from rotator.service.burial import Undertaker
 from rotator.service.calendar import Keeper
 from rotator.service.commands import Desk
 from rotator.service.fleet import Fleet
+from rotator.service.hopeless import Refuser
+from rotator.service.incidents import Incidents
 from rotator.service.journal import plan_json
 from rotator.service.mailbox import (
     Asked,
     Do,
     Exited,
     GpuRead,
+    LauncherTold,
     Learned,
     Message,
     Moved,
@@ -56,7 +58,10 @@ from rotator.service.mailbox import (
 )
 from rotator.service.owner import Facts
 from rotator.service.recorder import Recorder
+from rotator.service.progress import Progress
 from rotator.service.records import ActiveSwap, EngineRuntime
+from rotator.service.recovery import Recovery
+from rotator.service.sentinel import Sentinel
 from rotator.service.swap_run import SwapRunner
 from rotator.service.world import World
 
@@ -64,11 +69,6 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 YIELD_AGAIN_S = 10.0  # an engine that could not yield (streams that cannot freeze) is not asked again before
-HOPELESS = frozenset(
-    {BlockKind.NEVER_FITS, BlockKind.PINNED, BlockKind.QUARANTINED, BlockKind.CORDONED, BlockKind.HOST_RAM}
-)
-BY_BYTES = frozenset({BlockKind.NEVER_FITS, BlockKind.HOST_RAM})
-BYTES_GRACE_S = 3.0
 NEWS_BYTES = 64 << 20
 _OPENS = {Event.STARTED, Event.WOKE, Event.ADOPTED_AWAKE, Event.DRAIN_ABANDONED}
 _ENDS = {Event.GONE: "stopped", Event.GONE_FAULTY: "failed", Event.GONE_LIAR: "quarantined"}
@@ -83,10 +83,16 @@ class Loop:
         self.recorder = Recorder(world.ledger, wall)
         self.adopter = Adopter(world, self)
         self.calendar = Keeper(world)
+        self.progress = Progress(world.bus)
+        self.incidents = Incidents(world.ledger, world.bus, wall)
+        self.recovery = Recovery(world, self, self.undertaker)
+        self.sentinel = Sentinel(self)
+        self._refuser = Refuser(self)
         self.active: dict[str, ActiveSwap] = {}
         self.last_plan = Plan()
         self.adopting = True
         self.draining = False
+        self.launcher_notes: dict[str, str] = {}  # by topic: what concerns all engines of a launcher
         self.bugs = 0  # decisions that raised; shown by readiness
         self.rebuild: Callable[[EngineName], None] | None = None  # takes a changed configuration over, once it is down
         self._runner = SwapRunner(world, self, self.undertaker)
@@ -164,12 +170,21 @@ class Loop:
         calendar = self.calendar.snapshot(self.now_s(), self._wall())
         snapshot = self.fleet.snapshot(self.now_s(), self.claimed(), commands, calendar)
         promised = self._promised_host_bytes()
-        return replace(snapshot, host_used_bytes=snapshot.host_used_bytes + promised) if promised else snapshot
+        if not promised:
+            return snapshot
+        here = snapshot.host_used_bytes + promised.pop(HERE, 0)
+        there = {n: snapshot.node_used.get(n, 0) + promised.get(n, 0) for n in snapshot.node_budgets}
+        return replace(snapshot, host_used_bytes=here, node_used=there)
 
-    def _promised_host_bytes(self) -> int:
+    def _promised_host_bytes(self) -> dict[str, int]:
         """Host RAM for the masters of engines that still drain: another swap must not be given it, too."""
         yielding = (self.fleet.engines.get(s.engine) for a in self.active.values() for s in a.swap.evict if _keeps(s))
-        return sum(e.host_bytes for e in yielding if e and e.state in (State.AWAKE, State.DRAINING))
+        promised: dict[str, int] = {}
+        for engine in yielding:
+            if engine and engine.state in (State.AWAKE, State.DRAINING):
+                for node, size in self.fleet.masters_by_node(engine, engine.host_bytes).items():
+                    promised[node] = promised.get(node, 0) + size
+        return promised
 
     def calendar_is_due(self) -> bool:
         """Whether a window or reservation begins or ends now."""
@@ -206,7 +221,8 @@ class Loop:
         """Adopt what runs, then decide until cancelled."""
         self.calendar.restore(recovered.reservations)
         adoption = asyncio.create_task(self._adopt(recovered))
-        recording = asyncio.create_task(self.recorder.run())
+        self.incidents.restore(recovered.incidents)
+        recording = [asyncio.create_task(work) for work in (self.recorder.run(), self.incidents.run())]
         try:
             while True:
                 self._safely(self._handle, await self._mailbox.get())
@@ -215,7 +231,9 @@ class Loop:
                 self._safely(self._decide)
         finally:
             adoption.cancel()
-            recording.cancel()
+            for task in recording:
+                task.cancel()
+            self.sentinel.stop()
             for engine in self.fleet.engines.values():
                 if engine.watch:
                     engine.watch.cancel()
@@ -258,6 +276,8 @@ class Loop:
                 self._pids_read(name, ref, pids)
             case Unhealthy(name, ok):
                 self._health(name, ok)
+            case LauncherTold(news):
+                self._launcher_told(news)
             case Asked():
                 self.desk.take(message)
             case Do(action, done):
@@ -266,6 +286,10 @@ class Loop:
                 self._ticking = False
 
     # -- engines -----------------------------------------------------------------------------------------------------
+
+    def apply(self, name: EngineName, event: Event, facts: Facts) -> bool:
+        """Move an engine, if the table allows it now. Only within the loop's task."""
+        return self._apply(name, event, facts)
 
     def _apply(self, name: EngineName, event: Event, facts: Facts) -> bool:
         try:
@@ -279,13 +303,13 @@ class Loop:
         if engine.state is State.AWAKE:
             self.calendar.woke(name)
         self._gates(engine, event, engine.reason)
+        self.recovery.applied(engine, event, facts)
         self.recorder.note(engine)
+        self.progress.moved(engine, self.now_s())
         data: dict[str, Any] = {"state": engine.state.value, "event": event.value, "reason": engine.reason}
         if facts.evidence:
             data["evidence"] = dict(facts.evidence)
         self.world.bus.publish(f"engine.{engine.state.value}", name, **data)
-        if event in (Event.FAULT, Event.LIED):
-            self.undertaker.background(self.undertaker.bury(name, engine.after_stop, engine.reason, grace_s=0.0))
         return True
 
     def _gates(self, engine: EngineRuntime, event: Event, reason: str) -> None:
@@ -314,7 +338,9 @@ class Loop:
         if event is Event.GONE_FAULTY:
             engine.retry_at_s = self.now_s() + self._backoff_s(engine)
             engine.preload = True  # it was wanted running: it comes back after its backoff, also when nobody waits
-        engine.after_stop = Event.GONE
+        if engine.recycling and event is Event.GONE:
+            engine.preload = True  # a planned restart: it comes back
+        engine.after_stop, engine.recycling, engine.restart_why = Event.GONE, False, ""
         if engine.drifted and self.rebuild is not None:
             self.rebuild(engine.name)
 
@@ -348,7 +374,7 @@ class Loop:
         if engine is None or engine.handle is None or engine.handle.ref != ref:
             return
         if engine.live and engine.state is not State.STOPPING:
-            self._apply(name, Event.FAULT, Facts(f"its process ended: {how}"))
+            self._apply(name, Event.FAULT, Facts(f"its process ended: {how}", kind="crashed"))
 
     def _health(self, name: EngineName, ok: bool) -> None:
         engine = self.fleet.engines.get(name)
@@ -357,7 +383,19 @@ class Loop:
         engine.unhealthy_probes = 0 if ok or engine.state is not State.AWAKE else engine.unhealthy_probes + 1
         if engine.unhealthy_probes >= self.world.config.recovery.health_failures_max:
             engine.unhealthy_probes = 0
-            self._apply(name, Event.FAULT, Facts("it did not answer /health several times in a row"))
+            self._apply(name, Event.FAULT, Facts("it did not answer /health several times in a row", kind="silent"))
+
+    def _launcher_told(self, news: LauncherNews) -> None:
+        """Shown and published; no engine's state follows from it."""
+        engine = self.fleet.engines.get(news.engine) if news.engine is not None else None
+        if news.engine is not None and engine is None:
+            return
+        notes = self.launcher_notes if engine is None else engine.notes
+        if news.over:
+            notes.pop(news.topic, None)
+        else:
+            notes[news.topic] = news.text
+        self.world.bus.publish(news.kind, news.engine, launcher=news.launcher, topic=news.topic, reason=news.text)
 
     def _pids_read(self, name: EngineName, ref: object, pids: frozenset[int]) -> None:
         engine = self.fleet.engines.get(name)
@@ -371,6 +409,8 @@ class Loop:
     def cordon(self, gpu: GpuId, reason: str | None) -> None:
         """Keep new work off a GPU, or let it on again (None). Only within the loop's task."""
         self.fleet.gpus[gpu].cordoned = reason
+        for incident in self.incidents.open_ones(gpu=gpu) if reason is None else ():
+            self.incidents.close(incident.id, "uncordoned")
         self.world.bus.publish(
             "gpu.cordoned" if reason is not None else "gpu.ok", gpu=gpu, reason=reason or "uncordoned"
         )
@@ -390,6 +430,8 @@ class Loop:
             if abs(engine.charge_on(gpu) - known) > NEWS_BYTES and not is_moving(engine.state):
                 self.recorder.note(engine)  # it was not measured when it came here, or it has grown since
         if reading is not None:
+            for engine in here:
+                self.progress.read(engine, gpu, reading.used_bytes, self.now_s())
             holders = {e.name: e.charge_on(gpu) for e in here}
             holders["(foreign)"] = record.foreign_bytes
             self.world.ledger.sample_vram(self._wall(), gpu, reading.used_bytes, holders)
@@ -410,7 +452,7 @@ class Loop:
         for swap in self.last_plan.swaps:
             self._begin(swap, snapshot)
         for blocked in self.last_plan.blocked:
-            self._answer_blocked(blocked)
+            self._refuser.answer(blocked)
         self._arm(self.last_plan.look_again_at_s)
 
     def _stands_still(self) -> bool:
@@ -420,6 +462,9 @@ class Loop:
     def _begin(self, swap: Swap, seen: Snapshot) -> None:
         id = f"s{self._life}-{next(self._numbers)}"
         active = ActiveSwap(id, swap, self.now_s(), self._wall(), self.desk.begun(id, swap), seen)
+        for step in swap.evict:
+            engine = self.fleet.engines[step.engine]
+            engine.recycling = step.action is Action.STOP and bool(engine.restart_why) and swap.command is None
         active.interrupts = any(seen.engines[step.engine].demand.in_flight for step in swap.evict)
         self.active[id] = active
         self.world.bus.publish("swap.begun", swap.admit.engine if swap.admit else None, id=id, plan=plan_json(swap))
@@ -452,25 +497,6 @@ class Loop:
         engine, traffic = self.fleet.engines[admit.engine], self.world.traffic
         asked = traffic.waiting(engine.name) > 0 or traffic.in_flight(engine.name) > 0
         return asked or engine.preload or self.calendar.wants(engine.name)
-
-    def _answer_blocked(self, blocked: Blocked) -> None:
-        if blocked.command is not None:
-            self.desk.blocked(blocked)
-        elif self._is_hopeless(blocked) and self.world.traffic.waiting(blocked.engine):
-            if blocked.kind in BY_BYTES and self.world.traffic.oldest_wait_s(blocked.engine) < BYTES_GRACE_S:
-                return  # a process that is just ending may still hold them: the next readings tell
-            # Waiting cannot help: whoever waits learns why now. The next one who comes makes us look again.
-            self.world.traffic.fail(blocked.engine, f"{blocked.engine} cannot be had: {blocked.reason}")
-            if self.fleet.engines[blocked.engine].state is not State.QUARANTINED:
-                self.world.traffic.clear_failure(blocked.engine)
-
-    def _is_hopeless(self, blocked: Blocked) -> bool:
-        """Whether waiting cannot help: it lasts, or the calendar lasts longer than anybody may wait."""
-        if blocked.kind is not BlockKind.HELD:
-            return blocked.kind in HOPELESS
-        engine = self.fleet.engines[blocked.engine].config
-        patience_s = engine.wait_deadline_s or self.world.config.gateway.wait_deadline_s
-        return blocked.until_s is not None and blocked.until_s - self.now_s() > patience_s
 
     def _arm(self, at_s: float | None) -> None:
         if self._alarm is not None:

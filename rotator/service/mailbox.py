@@ -7,7 +7,7 @@ from typing import Any
 
 from rotator.core.lifecycle import Event
 from rotator.core.values import Command, EngineName, GpuId
-from rotator.ports import GpuReading
+from rotator.ports import GpuReading, LauncherNews
 from rotator.service.operations import CommandResult
 from rotator.service.owner import Facts
 
@@ -68,6 +68,11 @@ class Unhealthy:
 
 
 @dataclass(slots=True)
+class LauncherTold:
+    news: LauncherNews
+
+
+@dataclass(slots=True)
 class Asked:
     """An operator's commands, given together. ``answers`` has one future a command."""
 
@@ -89,4 +94,4 @@ class Tick:
     """Look again: a timer, a policy, or a wish that came or went."""
 
 
-Message = Moved | Learned | SwapEnded | Exited | GpuRead | PidsRead | Unhealthy | Asked | Do | Tick
+Message = Moved | Learned | SwapEnded | Exited | GpuRead | PidsRead | Unhealthy | LauncherTold | Asked | Do | Tick

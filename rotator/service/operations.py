@@ -3,7 +3,7 @@
 Views are frozen copies made on request: reading them never touches the loop's own state.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -79,8 +79,10 @@ class EngineView:
     sleeps: int
     bytes_moved: int
     log_path: str
+    notes: tuple[str, ...] = ()  # what its launcher has to say of it: a job that drifted, a node that is drained
     held_by: str = ""  # the entry of the calendar that keeps it awake now, in words
     held_until_wall_s: float | None = None
+    masters_bytes: int = 0  # host RAM that its masters take now
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +225,18 @@ class Operations(Protocol):
 
     async def reload(self) -> tuple[str, ...]:
         """Read the configuration file again and apply it; returns what changed, one line each. Raises ConfigError."""
+        ...
+
+    def incidents(self) -> tuple[Incident, ...]:
+        """Those that are remembered, newest first."""
+        ...
+
+    async def incident(self, id: str) -> tuple[Incident, Mapping[str, Any]]:
+        """One, and its bundle's manifest (empty where there is none). Raises UnknownIncident."""
+        ...
+
+    def bundle(self, id: str) -> AsyncIterator[bytes]:
+        """Its evidence as tar.gz. Raises UnknownIncident at once, BundleGone with the first piece."""
         ...
 
     async def ledger_rows(self, table: str, filters: Mapping[str, str], limit: int, cursor: str | None) -> Page: ...

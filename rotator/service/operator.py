@@ -3,7 +3,7 @@
 import asyncio
 import difflib
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -63,6 +63,15 @@ class Operator:
     async def ledger_rows(self, table: str, filters: Mapping[str, str], limit: int, cursor: str | None) -> Page:
         return await self._loop.world.ledger.query(table, filters=filters, limit=limit, cursor=cursor)
 
+    def incidents(self) -> tuple[Incident, ...]:
+        return self._loop.incidents.all()
+
+    async def incident(self, id: str) -> tuple[Incident, Mapping[str, Any]]:
+        return self._loop.incidents.get(id), await self._loop.world.senses.evidence.manifest(id)
+
+    def bundle(self, id: str) -> AsyncIterator[bytes]:
+        return self._loop.world.senses.evidence.bundle(self._loop.incidents.get(id).id)
+
     async def check_ledger(self) -> LedgerCheck:
         return await check_ledger(self._loop)
 
@@ -76,6 +85,7 @@ class Operator:
             blockers.append("shutting down")
         if not loop.world.ledger.healthy:
             reasons.append("the ledger cannot be written: engines that are awake serve on, no transition starts")
+        reasons += loop.launcher_notes.values()
         if loop.bugs:
             reasons.append(f"{loop.bugs} decisions failed by an internal error: see the service's log, and report it")
         return Readiness(not blockers, (*blockers, *reasons))
@@ -87,6 +97,10 @@ class Operator:
             "config": self._config_path,
             "engines": len(self._loop.fleet.engines),
             "swaps_under_way": len(self._loop.active),
+            "host_memory": {
+                "budget_bytes": self._loop.fleet.host_budget_bytes + sum(self._loop.fleet.node_budgets.values()),
+                "masters_bytes": sum(self._loop.fleet.host_used_bytes().values()),
+            },
         }
 
     def calendar(self) -> CalendarView:

@@ -37,6 +37,7 @@ class Facts:
     sleep_s: float | None = None
     start_s: float | None = None
     moved_bytes: int = 0
+    kind: str = ""  # of the incident that a fault is, where its event does not say
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
 

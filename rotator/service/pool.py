@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from rotator.ports import RotatorError
-from rotator.service.channel import Channel, EngineAnswer, Header
+from rotator.ports_nodes import UNREACHABLE_HEADER, Door, Doors
+from rotator.service.channel import Channel, EngineAnswer, Header, Lost
 
 # Shorter than vLLM's own 5 s, so that we, not it, close an idle connection: no request meets a closing one.
 KEEPALIVE_S = 3.0
 ORIGINS_MAX = 1024
+_UNREACHABLE = UNREACHABLE_HEADER.encode()
 
 
 class Unreachable(RotatorError):
@@ -27,13 +29,16 @@ class Origin:
     tls: bool
     prefix: bytes
     host_header: bytes
+    door: Door | None = None  # of an agent, where it leads through one
 
 
 class Pool:
-    """No bound on connections: those who may be in flight are bounded before they come here."""
+    """No bound on connections: those who may be in flight are bounded before they come here. ``doors`` knows which
+    addresses are an agent's: what it says of an engine that it could not reach is told as if we had tried ourselves."""
 
-    def __init__(self, connect_s: float) -> None:
+    def __init__(self, connect_s: float, doors: Doors = lambda _: None) -> None:
         self.connect_s = connect_s
+        self._doors = doors
         self._idle: dict[Origin, list[Channel]] = {}
         self._origins: dict[str, Origin] = {}
         self._sweeper: asyncio.TimerHandle | None = None
@@ -46,10 +51,15 @@ class Pool:
         channel = self._take(origin) or await self._connect(origin)
         lines = [b"%b %b%b HTTP/1.1\r\nhost: %b\r\n" % (method, origin.prefix, target, origin.host_header)]
         lines += [b"%b: %b\r\n" % header for header in headers]
+        if origin.door is not None:
+            lines += [f"{name}: {value}\r\n".encode() for name, value in origin.door.headers.items()]
         if body or method == b"POST":
             lines.append(b"content-length: %d\r\n" % len(body))
         lines.append(b"\r\n")
-        return await channel.ask(b"".join(lines), body)
+        answer = await channel.ask(b"".join(lines), body)
+        if origin.door is not None:
+            await _through(answer)
+        return answer
 
     def close(self) -> None:
         """Close what is idle; what is in use closes when its answer ends."""
@@ -71,15 +81,16 @@ class Pool:
 
     async def _connect(self, origin: Origin) -> Channel:
         loop = asyncio.get_running_loop()
-        if origin.tls and self._tls is None:
-            self._tls = ssl.create_default_context()
+        tls = origin.door.tls if origin.door is not None else None
+        if tls is None and origin.tls:
+            tls = self._tls = self._tls or ssl.create_default_context()
         try:
             async with asyncio.timeout(self.connect_s):
                 transport, channel = await loop.create_connection(
                     lambda: Channel(lambda idle: self._put(origin, idle)),
                     origin.host,
                     origin.port,
-                    ssl=self._tls if origin.tls else None,
+                    ssl=tls,
                 )
         except TimeoutError:
             raise Unreachable(f"no connection to it within {self.connect_s:g} s") from None
@@ -126,6 +137,16 @@ class Pool:
             tls,
             parts.path.rstrip("/").encode(),
             parts.netloc.rpartition("@")[2].encode(),
+            self._doors(base),
         )
         self._origins[base] = origin
         return origin
+
+
+async def _through(answer: EngineAnswer) -> None:
+    """Raises Unreachable or Lost where the answer is an agent's own, and not the engine's."""
+    word = next((value for name, value in answer.headers if name == _UNREACHABLE), None)
+    if word is None:
+        return
+    words = (await answer.read())[:300].decode("utf-8", "replace")
+    raise (Lost if word == b"lost" else Unreachable)(f"its node's agent says: {words}")

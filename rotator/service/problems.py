@@ -12,6 +12,8 @@ from starlette.exceptions import HTTPException
 
 from rotator.config import ConfigError
 from rotator.ports import DeviceError, DeviceTimeout, EngineError, EngineTimeout, LaunchError, LedgerError, RotatorError
+from rotator.ports_watchdog import BundleGone
+from rotator.service.incidents import UnknownIncident
 from rotator.service.operations import (
     CommandFailed,
     CommandRefused,
@@ -54,6 +56,8 @@ _KINDS: tuple[tuple[type[Exception], int, str, str], ...] = (
     (UnknownEngine, 404, "unknown-engine", "No such engine"),
     (UnknownGpu, 404, "unknown-gpu", "No such GPU"),
     (UnknownReservation, 404, "unknown-reservation", "No such reservation"),
+    (UnknownIncident, 404, "unknown-incident", "No such incident"),
+    (BundleGone, 404, "no-bundle", "No such bundle"),
     (ReservationWrong, 422, "invalid", "The request is wrong"),
     (ReservationConflict, 409, "conflict", "It does not fit beside what is promised"),
     (CommandRefused, 409, "refused", "Refused"),

@@ -12,6 +12,7 @@ import orjson
 from multidict import CIMultiDict
 from yarl import URL
 
+from rotator.ports_nodes import UNREACHABLE_HEADER
 from rotator.service.events import EventBus
 from rotator.service.exchange import Head
 from rotator.service.inbox import Inbox
@@ -158,10 +159,14 @@ class _Session:
         forward = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in self._head.forward if n not in _SOCKET]
         query = _query(self._head.query, target).decode("latin-1")
         url = URL(f"{target.url}{_PATH}?{query}" if query else target.url + _PATH, encoded=True)
+        door = self._parent._upstream.doors(target.url)
+        if door is not None:
+            forward += door.headers.items()
         try:
             connecting = self._parent._upstream.session.ws_connect(
                 url,
                 headers=CIMultiDict(forward),
+                ssl=(door.tls if door else None) or True,
                 protocols=self._protocols,
                 timeout=_TIMEOUT,
                 max_msg_size=MESSAGE_BYTES_MAX,
@@ -169,6 +174,9 @@ class _Session:
             async with connecting as socket:
                 await self._pump(socket, target, ticket)
         except aiohttp.WSServerHandshakeError as e:
+            if e.headers is not None and UNREACHABLE_HEADER in e.headers:
+                self._parent._bus.publish("engine.unreachable", target.engine, url=target.url, reason=str(e))
+                raise EngineUnavailable(f"'{target.engine}' cannot be reached by its node's agent", 1.0) from None
             raise server_error(502, f"'{target.engine}' refused the socket: {e.status}", "engine_refused") from None
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as e:
             self._parent._bus.publish("engine.unreachable", target.engine, url=target.url, reason=str(e))

@@ -7,6 +7,7 @@ from typing import Any
 
 from rotator.config import GIB, EngineConfig
 from rotator.core import values
+from rotator.core.gpu_faults import GpuHealth
 from rotator.core.history import History, SwapTime
 from rotator.core.lifecycle import Event, is_live
 from rotator.core.values import Command, Depth, GpuId, Health, Level, State
@@ -26,7 +27,8 @@ class GpuRecord:
     foreign_bytes: int = 0
     moved_at_s: float = 0.0  # when an engine here last changed its state
     unreadable: str | None = None  # why the last reading failed; None when it succeeded
-    cordoned: str | None = None  # the operator's reason
+    cordoned: str | None = None  # the reason, an operator's or the watchdog's
+    reported: GpuHealth | None = None  # what it last told of itself
     swaps: SwapTime = field(default_factory=SwapTime)  # those that interrupted somebody
 
     @property
@@ -87,6 +89,9 @@ class EngineRuntime:
     costs: Costs = field(default_factory=Costs)
     counters: Counters = field(default_factory=Counters)
     failures: int = 0
+    faults: tuple[float, ...] = ()  # Unix seconds of the latest ones, for the breaker
+    restart_why: str = ""  # what only a new launch mends
+    recycling: bool = False  # it is being stopped in order to start again
     retry_at_s: float = 0.0
     preload: bool = False
     pinned: bool = False
@@ -96,6 +101,7 @@ class EngineRuntime:
     after_stop: Event = Event.GONE
     watch: asyncio.Task[None] | None = None
     unhealthy_probes: int = 0
+    notes: dict[str, str] = field(default_factory=dict)  # by topic: what its launcher has to say of it
     unseen: bool = False  # nobody could tell whether it runs: its launcher did not answer
 
     @property
@@ -183,6 +189,7 @@ class EngineRuntime:
             version=self.version,
             canary=dict(self.golden) if self.golden else None,
             failures=self.failures,
+            faults=self.faults,
             reason=self.reason,
             wake_s=self.costs.wake_s,
             sleep_s=self.costs.sleep_s,

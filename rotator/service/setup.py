@@ -5,10 +5,13 @@ from urllib.parse import urlsplit
 
 from rotator.config import GIB, ConfigError, EngineConfig, FleetConfig
 from rotator.config_diff import Changes, describe_changes
+from rotator.config_nodes import split_gpu
 from rotator.core.lifecycle import is_live
 from rotator.core.values import State
-from rotator.ports import EngineRecord
+from rotator.ports import EngineRecord, Residency
+from rotator.ports_nodes import node_of
 from rotator.service.loop import Loop
+from rotator.service.pools import gpu_names, place
 from rotator.service.specs import launch_spec
 from rotator.service.traffic import Limits
 
@@ -31,10 +34,13 @@ class Setup:
         self._loop = loop
         self._host_total_bytes = loop.world.host().total_bytes
         self._weight_bytes = weight_bytes
+        self._places: dict[str, str] = {}  # each engine's node
 
-    def build(self, records: Mapping[str, EngineRecord]) -> None:
-        """Make the fleet. Raises ConfigError where an engine names a GPU that the service may not use."""
+    def build(self, records: Mapping[str, EngineRecord], residencies: Iterable[Residency] = ()) -> None:
+        """Make the fleet. Raises ConfigError where an engine names a GPU that the service may not use.
+        ``residencies`` tell which node of its pool an engine had in an earlier life."""
         config = self._loop.world.config
+        self._places = {row.engine: node_of(row.gpu) for row in residencies}
         self._check_gpus(config)
         self._limits(config)
         taken = _ports((r.url for r in records.values()), config.engines)
@@ -52,6 +58,8 @@ class Setup:
         self._loop.fleet.configure_gpus(new, [g.info for g in self._loop.fleet.gpus.values()])
         for name in changes.removed:
             self._loop.fleet.remove_engine(name)
+            if self._loop.world.nodes is not None:
+                self._loop.world.nodes.forget(name)
         taken = _ports((e.url for e in self._loop.all_runtimes()), new.engines)
         for engine in new.engines:
             if engine.name in changes.added:
@@ -88,10 +96,15 @@ class Setup:
             self.rebuild(engine.name)
 
     def _add(self, engine: EngineConfig, record: EngineRecord | None, taken: set[int]) -> None:
-        gpus = tuple(self._loop.fleet.gpu_id(g) or "" for g in engine.gpus)
-        url = self._url(engine, record, taken)
+        names = gpu_names(engine, self._places.get(engine.name, ""))
+        gpus = tuple(self._loop.fleet.gpu_id(g) or "" for g in names)
         infos = tuple(self._loop.fleet.gpus[g].info for g in gpus)
-        spec = launch_spec(engine, url, infos, self._loop.world.config.state_dir)
+        head, port = infos[0].node, _port_there(engine)
+        if head and self._loop.world.nodes is not None:
+            url = self._loop.world.nodes.declare(head, engine.name, port)
+        else:
+            url = self._url(engine, record, taken)
+        spec = launch_spec(engine, url, infos, self._loop.world.config.state_dir, port if head else None)
         self._loop.fleet.add_engine(engine, url, spec, gpus).weight_bytes = self._weight_bytes(engine)
 
     def _url(self, engine: EngineConfig, record: EngineRecord | None, taken: set[int]) -> str:
@@ -108,12 +121,16 @@ class Setup:
 
     def _check_gpus(self, config: FleetConfig) -> None:
         have = ", ".join(f"{g.info.index} ({g.info.id})" for g in self._loop.fleet.gpus.values()) or "none"
+        fleet, nodes = self._loop.fleet, self._loop.world.nodes
+        away = frozenset(n for n in nodes.names if not nodes.known(n).reachable) if nodes is not None else frozenset()
+        self._places = place(config, lambda name: fleet.gpu_id(name) is not None, self._places, away)
         problems = [
-            f"engine '{engine.name}'.gpus: there is no GPU '{gpu}' for this service: it has {have}"
+            f"engine '{engine.name}'.gpus: there is no GPU '{gpu}' for this service: it has {have}{_unseen(gpu, away)}"
             for engine in config.engines
-            for gpu in engine.gpus
-            if self._loop.fleet.gpu_id(gpu) is None
+            for gpu in gpu_names(engine, self._places[engine.name])
+            if fleet.gpu_id(gpu) is None
         ]
+        problems += [words for engine in config.engines if (words := self._misplaced(engine)) is not None]
         problems += [
             f"engine '{engine.name}'.launcher: '{engine.launcher}' is not available in this release: start the engine "
             "yourself and use launcher 'attach' with its url"
@@ -122,6 +139,25 @@ class Setup:
         ]
         if problems:
             raise ConfigError(problems)
+
+    def _misplaced(self, engine: EngineConfig) -> str | None:
+        """Why an engine cannot be where its GPUs are; None where it can."""
+        names = gpu_names(engine, self._places[engine.name])
+        nodes = tuple(dict.fromkeys(split_gpu(name)[0] for name in names))
+        if not any(nodes):
+            return None
+        if engine.launcher == "process":
+            return (
+                f"engine '{engine.name}'.launcher: 'process' starts engines on this machine only, its GPUs are on "
+                f"{', '.join(n or 'this one' for n in nodes)}: use 'nomad', or start it there and use 'attach'"
+            )
+        if not nodes[0]:
+            return None
+        if engine.launcher == "attach" and urlsplit(str(engine.url)).hostname not in ("127.0.0.1", "localhost", "::1"):
+            return f"engine '{engine.name}'.url: give it as node {nodes[0]} sees it, as http://127.0.0.1:8001"
+        if not _port_there(engine):
+            return f"engine '{engine.name}'.port: give the port on which it listens on node {nodes[0]}"
+        return None
 
     def _limits(self, config: FleetConfig) -> None:
         gateway, policies, traffic = config.gateway, config.policies, self._loop.world.traffic
@@ -146,6 +182,27 @@ class Setup:
         budget = config.host_memory_gib
         share = int(_HOST_SHARE * self._host_total_bytes)
         self._loop.fleet.host_budget_bytes = int(budget * GIB) if budget is not None else share
+        self.budget_nodes()
+
+    def budget_nodes(self) -> None:
+        """What each other node's RAM may hold of masters, as far as it was ever told how much there is."""
+        nodes = self._loop.world.nodes
+        for node in self._loop.world.config.nodes if nodes is not None else ():
+            told = int(_HOST_SHARE * nodes.known(node.name).host_bytes) if nodes is not None else 0
+            budget = told if node.host_memory_gib is None else int(node.host_memory_gib * GIB)
+            self._loop.fleet.node_budgets[node.name] = budget
+
+
+def _port_there(engine: EngineConfig) -> int:
+    """The port on its own node; 0 where nobody said."""
+    if engine.url is not None:
+        return urlsplit(str(engine.url)).port or 80
+    return engine.port or 0
+
+
+def _unseen(gpu: str, away: Container[str]) -> str:
+    node = split_gpu(gpu)[0]
+    return f" (node {node} was never seen and its agent does not answer: start it)" if node in away else ""
 
 
 def _ports(urls: Iterable[str], engines: Iterable[EngineConfig]) -> set[int]:

@@ -12,9 +12,16 @@ _COST_UNKNOWN_START_S = 90.0
 
 
 def engine_seen(
-    engine: EngineRuntime, traffic: Traffic, policies: PoliciesConfig, now_s: float, *, unified: bool
+    engine: EngineRuntime,
+    traffic: Traffic,
+    policies: PoliciesConfig,
+    now_s: float,
+    *,
+    unified: bool,
+    nodes: tuple[str, ...] = (),
 ) -> Engine:
-    """``unified``: its GPUs share their memory with the host."""
+    """``unified``: its GPUs share their memory with the host. ``nodes``: the machine of each of its GPUs, where there
+    is more than one."""
     costs, config = engine.costs, engine.config
     complete = engine.held_bytes is not None and all(g in engine.held_bytes for g in engine.gpus)
     demand, sinks = demand_seen(engine, traffic, policies, now_s), engine.sinks_after_s <= now_s
@@ -44,8 +51,10 @@ def engine_seen(
         slept_at_s=engine.slept_at_s,
         has_disk=config.disk and sinks,
         unified=unified,
+        nodes=nodes,
         elastic=config.elastic,
         kv_bytes=(engine.kv_bytes,) * len(engine.gpus),
+        restart_why=engine.restart_why,
         masters_bytes=engine.masters_bytes if sinks or engine.state is not State.AWAKE else 0,
     )
 

@@ -10,8 +10,11 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.interval import IntervalTrigger
 
 from rotator.core.values import State
+from rotator.ports import LedgerError
+from rotator.ports_nodes import HERE, node_of
 from rotator.service.loop import Loop
 from rotator.service.mailbox import PidsRead, Unhealthy
+from rotator.service.records import EngineRuntime
 
 _log = logging.getLogger(__name__)
 _PIDS_EVERY_S = 10.0
@@ -24,10 +27,17 @@ _CALENDAR_EVERY_S = 1.0
 
 class Timers:
     """Each job runs alone: one that is late is skipped, never doubled. ``scheduler`` is APScheduler's, or what runs
-    jobs under another clock."""
+    jobs under another clock. ``on_nodes`` is called in the loop's task when nodes came, went or were restarted."""
 
-    def __init__(self, loop: Loop, scheduler: Any = None, utc_offset_s: Callable[[float], float] | None = None) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        scheduler: Any = None,
+        utc_offset_s: Callable[[float], float] | None = None,
+        on_nodes: Callable[[], None] = lambda: None,
+    ) -> None:
         self._loop = loop
+        self._on_nodes = on_nodes
         self._utc_offset_s = utc_offset_s or local_utc_offset_s
         self._suspicion: asyncio.Task[None] | None = None
         self._scheduler = scheduler or AsyncIOScheduler(
@@ -38,6 +48,9 @@ class Timers:
         config = self._loop.world.config
         self._every(config.devices.sample_every_s, self.read_gpus)
         self._every(config.recovery.health_every_s, self._ask_health)
+        if self._loop.world.nodes is not None:
+            self._every(config.devices.sample_every_s, self.look_at_nodes)
+        self._every(config.watchdog.every_s, self._watch)
         self._every(_PIDS_EVERY_S, self._read_pids)
         self._every(_ATTACHED_EVERY_S, self._look_for_attached)
         self._every(_LOCAL_TIME_EVERY_S, self._tell_local_time)
@@ -61,7 +74,7 @@ class Timers:
         self._loop.tick()
 
     async def _ask_health(self) -> None:
-        awake = [e for e in self._loop.all_runtimes() if e.state is State.AWAKE]
+        awake = [e for e in self._loop.all_runtimes() if e.state is State.AWAKE and not self._is_away(e)]
         deadline_s = self._loop.world.config.recovery.health_every_s
         answers = await asyncio.gather(
             *(self._loop.world.control.is_healthy(e.url, deadline_s=deadline_s) for e in awake)
@@ -69,13 +82,39 @@ class Timers:
         for engine, ok in zip(awake, answers, strict=True):
             self._loop.tell(Unhealthy(engine.name, ok))
 
+    async def _watch(self) -> None:
+        await self._loop.sentinel.look()
+
     async def _ask_suspects(self) -> None:
         """The gateway could not reach an engine that was believed awake: ask it now, not at the next round."""
         async for event in self._loop.world.bus.follow():
             if event.kind == "engine.unreachable" and event.engine in self._loop.fleet.engines:
                 engine = self._loop.runtime(event.engine)
+                if self._is_away(engine):
+                    continue
                 ok = await self._loop.world.control.is_healthy(engine.url, deadline_s=_SUSPECT_S)
                 self._loop.tell(Unhealthy(engine.name, ok))
+
+    def _is_away(self, engine: EngineRuntime) -> bool:
+        """Whether its node's agent does not answer: then nobody can ask it, and that says nothing about it."""
+        nodes, node = self._loop.world.nodes, node_of(engine.gpus[0])
+        return nodes is not None and node != HERE and not nodes.known(node).reachable
+
+    async def look_at_nodes(self) -> None:
+        """Agents are asked how their machines are; what changed is told and kept."""
+        world = self._loop.world
+        if world.nodes is None:
+            return
+        changed = await world.nodes.look(deadline_s=world.config.devices.read_deadline_s)
+        for record in changed:
+            word = "node.back" if record.reachable else "node.lost"
+            world.bus.publish(word, node=record.name, reason=record.reason, boot_id=record.boot_id)
+            try:
+                await world.ledger.put_node(record)
+            except LedgerError as e:
+                _log.warning("node %s: %s", record.name, e)
+        if changed:
+            await self._loop.do(self._on_nodes)
 
     async def _read_pids(self) -> None:
         for engine in self._loop.all_runtimes():

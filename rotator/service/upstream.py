@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import aiohttp
 
+from rotator.ports_nodes import Doors
 from rotator.service.channel import EngineAnswer, Header, Lost
 from rotator.service.pool import KEEPALIVE_S, Pool, Unreachable
 
@@ -28,8 +29,11 @@ class Upstream:
     """Requests go over our own connections to engines. ``factory`` makes the session for all else when it is first
     needed: it must be made inside the event loop."""
 
-    def __init__(self, factory: Callable[[], aiohttp.ClientSession], connect_s: float) -> None:
-        self.pool = Pool(connect_s)
+    def __init__(
+        self, factory: Callable[[], aiohttp.ClientSession], connect_s: float, doors: Doors = lambda _: None
+    ) -> None:
+        self.pool = Pool(connect_s, doors)
+        self.doors = doors
         self._factory = factory
         self._session: aiohttp.ClientSession | None = None
 

@@ -4,6 +4,7 @@ import time
 
 from rotator.core.values import State
 from rotator.ports import GpuReading
+from rotator.ports_nodes import pid_there
 from rotator.service.loop import Loop
 from rotator.service.operations import EngineView, GpuView
 from rotator.service.records import EngineRuntime, GpuRecord
@@ -25,7 +26,7 @@ def engine_view(loop: Loop, engine: EngineRuntime) -> EngineView:
         launcher=engine.config.launcher,
         url=engine.url,
         version=engine.version,
-        pids=tuple(sorted(engine.pids)),
+        pids=tuple(sorted(map(pid_there, engine.pids))),
         pinned=engine.pinned,
         priority=engine.config.priority,
         waiting=traffic.waiting(engine.name),
@@ -47,8 +48,10 @@ def engine_view(loop: Loop, engine: EngineRuntime) -> EngineView:
         sleeps=engine.counters.sleeps,
         bytes_moved=engine.counters.bytes_moved,
         log_path=engine.spec.log_path,
+        notes=tuple(engine.notes.values()),
         held_by=hold.said if hold else "",
         held_until_wall_s=hold.ends_wall_s if hold else None,
+        masters_bytes=engine.masters_bytes,
     )
 
 

@@ -110,6 +110,9 @@ class Process:
         self.asked_at_s = world.now()  # when that was asked of it: a wedge may have come between
         self.ended: asyncio.Future[str] = world.loop.create_future()
         self.wires: list[Wire] = []
+        self.generated = 0  # tokens
+        self.warnings = 0  # lines in its log that say that a rank does not take its turn
+        self.wedged_since_s: float | None = None
         self._host = 0
         self._runs = asyncio.Event()
         self._wedged = False
@@ -198,10 +201,12 @@ class Process:
 
     async def wedge(self, seconds: float) -> None:
         self._wedged = True
+        self.wedged_since_s = self.world.now()
+        self.warnings += 1
         self.engine.trouble()
         self._runs.clear()
         await self.world.calm_or(seconds)
-        self._wedged = False
+        self._wedged, self.wedged_since_s = False, None
         self.engine.trouble()
         self._flow()
 
@@ -224,6 +229,8 @@ class Process:
         """Raises Lost."""
         if path == "/health":
             return 200, b""
+        if path == "/metrics":
+            return 200, self._metrics()
         if path == "/v1/completions":
             return await self._probe(body)
         match method, path:
@@ -239,6 +246,12 @@ class Process:
             await asyncio.sleep(self.shape.wake_s)
             self.loaded = True
         return 200, b""
+
+    def _metrics(self) -> bytes:
+        """Told by the API server, also while the engine's core stands."""
+        busy = sum(wire.busy for wire in self.wires)
+        told = {"num_requests_running": busy, "generation_tokens_total": self.generated}
+        return "".join(f'vllm:{name}{{engine="0"}} {value}\n' for name, value in told.items()).encode()
 
     async def _stands(self) -> None:
         """Nothing that reaches the engine's core is answered while it is wedged."""
@@ -375,6 +388,7 @@ class Process:
         """One token's time, once its scheduler runs."""
         await asyncio.sleep(seconds)
         await self._runs.wait()
+        self.generated += 1
 
     @property
     def sane(self) -> bool:

@@ -179,7 +179,7 @@ class _Faults:
         return Cut(at_s, self._engine(), self._seconds(0.5, 15.0), self._rng.random() < 0.5)
 
     def _nvml(self, at_s: float) -> Event:
-        return Nvml(at_s, self._gpu(), self._rng.choice(("hang", "fail", "blind")), self._seconds(0.5, 30.0))
+        return Nvml(at_s, self._gpu(), self._rng.choice(("hang", "fail", "blind", "lost")), self._seconds(0.5, 30.0))
 
     def _foreign(self, at_s: float) -> Event:
         return Foreign(at_s, self._gpu(), self._seconds(0.5, 60.0), self._seconds(0.5, 40.0))

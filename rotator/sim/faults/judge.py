@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 
+from rotator.core import watchdog
 from rotator.core.lifecycle import is_moving
 from rotator.core.placement import Room
 from rotator.core.values import EngineName, GpuId, State
@@ -34,6 +35,7 @@ class Judge:
         self._forced_at_s: list[tuple[EngineName, float]] = []
         self._shaken_at_s: list[float] = []  # when something happened that concerns every engine
         self._life: ServiceLife | None = None
+        self._stood_since_s: dict[tuple[ServiceLife, EngineName], float] = {}
         self._ticks = 0
         world.on_bytes = self.on_bytes
         world.on_operation = self.on_operation
@@ -156,7 +158,26 @@ class Judge:
             text = f"a request for {entry.engine} waits {-entry.deadline_in_s:.1f} s past its deadline"
             self.expect(entry.deadline_in_s > -GRACE_S, "waits are bounded", text)
         self._claims(life)
+        self._wedges(life)
         self.expect(life.loop.bugs == 0, "no decision raises", "a decision raised: see the log")
+
+    def _wedges(self, life: ServiceLife) -> None:
+        """An engine with work that stands still behind its /health is found out in time. Time counts while one life of
+        the service believes it awake and in no swap."""
+        watch, now = life.loop.world.config.watchdog, self._world.now()
+        bound_s = watchdog.noticed_within_s(
+            watch.bounds(), every_s=watch.every_s, probe_deadline_s=watch.probe_deadline_s, young=True
+        )
+        yielding = {step.engine for a in life.loop.active.values() for step in a.swap.evict}
+        for name, engine in self._engines.items():
+            process, runtime = engine.process, life.loop.runtime(name)
+            stands = process is not None and process.wedged_since_s is not None and any(w.busy for w in process.wires)
+            if not stands or runtime.state is not State.AWAKE or name in yielding or life.loop.adopting:
+                self._stood_since_s.pop((life, name), None)
+                continue
+            stood_s = now - self._stood_since_s.setdefault((life, name), now)
+            text = f"{name} has stood for {stood_s:.1f} s with work, and is believed awake"
+            self.expect(stood_s <= bound_s, "a wedge is noticed", text)
 
     def _claims(self, life: ServiceLife) -> None:
         taken: dict[GpuId, str] = {}

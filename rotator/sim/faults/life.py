@@ -11,6 +11,7 @@ from typing import Any
 from rotator.adapters.vllm import VllmControl
 from rotator.config import FleetConfig
 from rotator.ports import HostMemory, LedgerError
+from rotator.ports_watchdog import Senses
 from rotator.service.directory import FleetDirectory
 from rotator.service.events import Event, EventBus
 from rotator.service.fleet import Fleet
@@ -24,7 +25,7 @@ from rotator.service.timers import Timers
 from rotator.service.traffic import Traffic
 from rotator.service.world import World as ServiceWorld
 from rotator.sim.faults.network import Network
-from rotator.sim.faults.parts import DiskWorker, SimDevices, SimDisk, SimLauncher, SimLedger
+from rotator.sim.faults.parts import DiskWorker, SimDevices, SimDisk, SimLauncher, SimLedger, SimSenses
 from rotator.sim.faults.world import LIFE, World
 
 _log = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class ServiceLife:
     """``up`` is set while it serves; ``on_exit`` hears when it could not start."""
 
     up: bool = False
+    adopted_s: float = 0.0  # when it had found out what runs
     loop: Loop
     traffic: Traffic
     operator: Operator
@@ -167,6 +169,7 @@ class ServiceLife:
             self.traffic,
             bus,
             self._host_memory,
+            senses=Senses(*(SimSenses(self._world, self._launcher._engines),) * 3),
         )
         fleet = Fleet(config, self.traffic, wall)
         self.loop = Loop(world, fleet, wall)

@@ -4,7 +4,7 @@ import asyncio
 import sqlite3
 import tempfile
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from sqlalchemy import event
 from rotator.adapters.ledger import SqlLedger
 from rotator.adapters.ledger_database import Database, parse
 from rotator.adapters.ledger_worker import Worker
+from rotator.core.gpu_faults import GpuHealth
 from rotator.core.values import GpuId
 from rotator.ports import DeviceError, DeviceTimeout, GpuInfo, GpuReading, Handle, LaunchError, LaunchSpec
+from rotator.ports_watchdog import Case
 from rotator.sim.faults.engine import Process, SimEngine
 from rotator.sim.faults.world import LIFE, World, alive
 
@@ -41,6 +43,8 @@ class SimDevices:
             await self._world.pause(deadline_s)
             raise DeviceTimeout(f"{gpu}: the driver did not answer within {deadline_s:g} s")
         await self._world.pause(self._world.draw(f"ask {gpu}", 0.001, 0.01))
+        if there.query == "lost":
+            raise DeviceError(f"{gpu}: NVML says: GPU is lost")
         if there.query == "fail":
             raise DeviceError(f"{gpu}: NVML says: Unknown Error")
         by_pid = dict(there.held)
@@ -49,6 +53,44 @@ class SimDevices:
         reading = GpuReading(gpu, there.used, there.total, None if there.query == "blind" else by_pid)
         await self._world.pause(self._world.draw(f"tell {gpu}", 0.001, 0.01))
         return reading
+
+
+class SimSenses:
+    """Implements GpuReports, LogWatch and Evidence: collecting takes its time, and shows nobody's secrets."""
+
+    def __init__(self, world: World, engines: Mapping[str, SimEngine]) -> None:
+        self._world = world
+        self._engines = engines
+
+    async def health(self, gpu: GpuId, *, deadline_s: float) -> GpuHealth:
+        query = self._world.gpus[gpu].query
+        if query == "hang":
+            await self._world.pause(deadline_s)
+            raise DeviceTimeout(f"{gpu}: the driver did not answer within {deadline_s:g} s")
+        await self._world.pause(0.001)
+        if query == "fail":
+            raise DeviceError(f"{gpu}: NVML says: Unknown Error")
+        return GpuHealth(gpu, lost="GPU is lost" if query == "lost" else "")
+
+    async def warnings(self, log_path: str) -> int:
+        alive()
+        name = Path(log_path).stem
+        process = self._engines[name].process if name in self._engines else None
+        return process.warnings if process else 0
+
+    async def collect(self, case: Case, *, deadline_s: float) -> int:
+        await self._world.pause(self._world.draw(f"evidence {case.engine}", 0.1, min(deadline_s, 3.0)))
+        self._world.injected["evidence collected"] += 1
+        return 1024
+
+    async def manifest(self, id: str) -> Mapping[str, Any]:
+        return {}
+
+    async def bundle(self, id: str) -> AsyncIterator[bytes]:
+        yield b""
+
+    async def names(self, pids: frozenset[int]) -> Mapping[int, str]:
+        return dict.fromkeys(sorted(pids), "simulated")
 
 
 class SimLauncher:
@@ -114,6 +156,9 @@ class SimLauncher:
         await self._reach()
         process = self._process(handle)
         return frozenset((process.pid,)) if process else frozenset()
+
+    async def evidence(self, handle: Handle) -> str:
+        return ""
 
     async def _reach(self) -> None:
         await self._world.pause(0.005)

@@ -50,6 +50,18 @@ SETTLE_S = 300.0  # within this after the last fault every engine serves, or say
 SILENCE_S = 20.0  # so long nobody asks: in its second half nobody comes in twice (once, for who is likely to ask)
 ASK_AGAIN_S = 3.0
 CHECK_S = 12.0  # within this a service that stands still agrees with the devices
+CORDONED_S = 8.0  # a GPU that is lost for so long is cordoned by then: three looks, and what a look may hang
+# Bounds as short as the rest here, and longer than any token takes.
+WATCHDOG = {
+    "every_s": 2.0,
+    "stall_s": 10.0,
+    "stall_young_s": 12.0,
+    "young_s": 15.0,
+    "stall_warned_s": 8.0,
+    "probe_every_s": 20.0,
+    "probe_deadline_s": 4.0,
+    "evidence": {"deadline_s": 3.0},
+}
 _RESOLVED_BY_PEOPLE = frozenset({BlockKind.PINNED, BlockKind.CORDONED, BlockKind.QUARANTINED})
 
 
@@ -186,6 +198,7 @@ class _Run:
         if event.kind == "swap.begun" and event.engine is not None:
             self.coming_in[event.engine] += 1
         elif event.kind == "service.ready":
+            life.adopted_s = self.world.now()
             life.spawn(self._check_ledger(life))
 
     async def _check_ledger(self, life: ServiceLife) -> None:
@@ -277,6 +290,11 @@ class _Run:
                 self.launcher.away = event.how
             case Nvml():
                 self.world.gpus[event.gpu].query = event.how
+        if isinstance(event, Nvml) and event.how == "lost":
+            self.world.spawn(self._expect_cordon(event))
+            for engine in self.engines.values():
+                if event.gpu in engine.gpus and engine.process:
+                    engine.process.die("killed by signal 6: CUDA error: the GPU is lost")
         await self.world.calm_or(event.seconds)
         match event:
             case Disk():
@@ -286,6 +304,17 @@ class _Run:
             case Nvml():
                 self.world.gpus[event.gpu].query = ""
         self.judge.shaken()
+
+    async def _expect_cordon(self, event: Nvml) -> None:
+        """A lost GPU is kept out until a person has seen to it, unless the service was away or the script lifted it."""
+        life, lifted = self.life, self.world.injected["order uncordon"]
+        await asyncio.sleep(CORDONED_S)
+        lasted = self.world.gpus[event.gpu].query == "lost" and not self.world.calm.is_set()
+        if not lasted or life is not self.life or not self._adopted() or self.world.now() - life.adopted_s < CORDONED_S:
+            return
+        cordoned = life.loop.fleet.gpus[event.gpu].cordoned is not None
+        untouched = self.world.injected["order uncordon"] == lifted
+        self.judge.expect(cordoned or not untouched, "a lost GPU is cordoned", f"{event.gpu} is not")
 
     def _ask(self, ask: Ask) -> None:
         if not self.life.up:
@@ -443,8 +472,10 @@ def fleet_config(shape: Shape) -> FleetConfig:
                 "vram_drain_deadline_s": 10.0,
                 "health_every_s": 3.0,
                 "health_failures_max": 3,
+                "breaker_failures": 12,
             },
             "ledger": {"deadline_s": 2.0},
+            "watchdog": WATCHDOG,
         }
     )
 

@@ -87,7 +87,8 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Nvml:
-    """For so long the GPU's query hangs, fails, or tells no bytes by process (``how``: hang, fail, blind)."""
+    """For so long the GPU's query hangs, fails, or tells no bytes by process (``how``: hang, fail, blind); or the GPU
+    is lost, with everything that ran there (lost)."""
 
     at_s: float
     gpu: GpuId

@@ -67,7 +67,7 @@ class Gpu:
         self.held: dict[int, int] = {}
         self.foreign = 0
         self.lingering = 0
-        self.query = ""  # how NVML misbehaves now: hang, fail, blind
+        self.query = ""  # how NVML misbehaves now: hang, fail, blind, lost
         self.disturbed_at_s = -1e9  # when bytes came that the service did not ask for
         self._world = world
 

@@ -42,6 +42,9 @@ PATHS = {
     "GET /ledger",
     "GET /ledger/check",
     "GET /events",
+    "GET /incidents",
+    "GET /incidents/{id}",
+    "GET /incidents/{id}/bundle",
     "POST /config/reload",
 }
 DESCRIPTION = create_api(FakeOperations(), EventBus(), authorize=allow_all).openapi()

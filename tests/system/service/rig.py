@@ -217,7 +217,12 @@ class Rig:
                 "prewake_chance": None,
             },
             "gateway": {"keepalive_s": 0.2, "freezes_max": 100},
-            "recovery": {"backoff_first_s": 0.2, "backoff_max_s": 2, "vram_drain_deadline_s": 10},
+            "recovery": {
+                "backoff_first_s": 0.2,
+                "backoff_max_s": 2,
+                "vram_drain_deadline_s": 10,
+                "breaker_failures": 100,  # engines fail again and again here
+            },
             "engines": [{**e, "env": {**self.box.env(), **e.get("env", {})}} for e in self.engines],
         }
         path = self.folder / "fleet.yaml"

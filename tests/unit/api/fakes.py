@@ -1,11 +1,13 @@
 """A hand-written Operations: two engines, two GPUs, and a record of what was asked for."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from rotator.core.values import Action, Blocked, BlockKind, Command, CommandKind, Level, Plan, Step, Swap
-from rotator.ports import Page, RotatorError
+from rotator.ports import Incident, Page, RotatorError
+from rotator.ports_watchdog import BundleGone
+from rotator.service.incidents import UnknownIncident
 from rotator.service.operations import (
     CalendarView,
     CommandResult,
@@ -193,6 +195,30 @@ class FakeOperations:
         self.calls.append(("ledger", table, dict(filters), limit, cursor))
         self._fail()
         return Page(({"id": 7, "engine": "glm-5.1"},), "next" if cursor is None else None)
+
+    def incidents(self) -> tuple[Incident, ...]:
+        return (
+            Incident("two-glm", 200.0, "wedged", "serious", "it stands", "glm-5.1", advice="look at it"),
+            Incident("one-glm", 100.0, "crashed", "serious", "signal 9", "glm-5.1", closed_wall_s=150.0,
+                     outcome="back in service", bundle_bytes=3),
+        )  # fmt: skip
+
+    async def incident(self, id: str) -> tuple[Incident, Mapping[str, Any]]:
+        found = self._incident(id)
+        lacks = [{"what": "nccl", "why": "no rank listens"}]
+        return found, {"items": [{"name": "log.txt", "bytes": 3}], "missing": lacks} if found.bundle_bytes else {}
+
+    async def bundle(self, id: str) -> AsyncIterator[bytes]:
+        if not self._incident(id).bundle_bytes:
+            raise BundleGone(f"the bundle of {id} is not there: none was collected, or it was too old to be kept")
+        yield b"packed "
+        yield b"evidence"
+
+    def _incident(self, id: str) -> Incident:
+        for known in self.incidents():
+            if known.id == id:
+                return known
+        raise UnknownIncident(f"there is no incident '{id}'")
 
     async def check_ledger(self) -> LedgerCheck:
         self._fail()

@@ -36,7 +36,7 @@ def test_engines_come_and_go_by_name():
         {"gpus": [1]},
         {"port": 9000},
         {"workdir": "/tmp"},
-        {"launcher": "nomad"},
+        {"launcher": "nomad", "port": 9000, "job": {"file": "a.hcl"}},
     ],
 )
 def test_what_an_engine_was_started_with_needs_its_restart(change: dict[str, Any]):

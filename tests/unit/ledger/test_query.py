@@ -5,7 +5,7 @@ import pytest
 from rotator.adapters.ledger import SqlLedger
 from rotator.adapters.ledger_query import SHELVES
 from rotator.core.values import State
-from rotator.ports import EngineRecord, GpuInfo, Lease, Reservation, Residency
+from rotator.ports import EngineRecord, GpuInfo, Incident, Lease, NodeRecord, Reservation, Residency
 from tests.unit.ledger.values import Clock, intent, outcome
 
 
@@ -14,11 +14,13 @@ async def fill(ledger: SqlLedger, clock: Clock, count: int) -> None:
     for i in range(count):
         clock.now_s += i % 2
         await ledger.put_gpus([GpuInfo(f"g{i}", i, "card", 1)])
+        await ledger.put_node(NodeRecord(f"n{i}"))
         await ledger.put_engine(EngineRecord(f"e{i}", State.AWAKE))
         await ledger.put_residencies([Residency(f"e{i}", f"g{i}")])
         await ledger.put_lease(Lease(f"g{i}", "ops", i))
         await ledger.open_transition(intent(f"e{i}", f"s{i}", decision="packed"))
         await ledger.add_reservation(Reservation((f"e{i}",), clock.now_s, clock.now_s + 60))
+        await ledger.put_incident(Incident(f"i{i}", clock.now_s, "wedged", "serious", "why"))
         ledger.sample_vram(clock.now_s, f"g{i}", i, {"glm": i})
         ledger.count_request(f"m{i}", waited_s=i, outcome="ok")
     await ledger.flush()

@@ -1,0 +1,3 @@
+from overlays.cli import main
+
+main()

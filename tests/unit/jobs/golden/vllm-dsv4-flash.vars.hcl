@@ -1,0 +1,30 @@
+args = ["--trust-remote-code", "--kv-cache-dtype", "fp8", "--block-size", "256", "--tokenizer-mode", "deepseek_v4", "--tool-call-parser", "deepseek_v4", "--enable-auto-tool-choice", "--reasoning-parser", "deepseek_v4", "--speculative-config", "{\"method\":\"mtp\",\"num_speculative_tokens\":2}", "--compilation-config", "{\"cudagraph_mode\":\"FULL_AND_PIECEWISE\",\"custom_ops\":[\"all\"]}", "--enable-prefix-caching", "--enable-chunked-prefill", "--attention_config.use_fp4_indexer_cache", "False", "--moe-backend", "auto", "--gpu-memory-utilization", "0.88", "--max-model-len", "131072", "--max-num-seqs", "8", "--max-num-batched-tokens", "16384", "--enable-expert-parallel"]
+cache_dir = "/srv/vllm-cache/dsv4-flash"
+cpu = 4000
+engine = "dsv4-flash"
+entrypoint = ["vllm", "serve"]
+env = {"ROTATOR_ALLOCATOR" = "on", "ROTATOR_ALLOCATOR_SPILL_DIR" = "/spill"}
+free_mib = 86141
+gate_tries = 60
+gpu_uuids = ["GPU-00000000-0000-4000-8000-000000000000", "GPU-11111111-1111-4111-8111-111111111111", "GPU-22222222-2222-4222-8222-222222222222", "GPU-33333333-3333-4333-8333-333333333333"]
+healthy_deadline = "1800s"
+image = "registry.example/vllm-rotator@sha256:1111111111111111111111111111111111111111111111111111111111111111"
+ipc_mode = ""
+job_id = "vllm-dsv4-flash"
+kill_timeout = "120s"
+memory_mb = 209572
+model_dir = "/srv/models/DeepSeek-V4-Flash"
+namespace = "default"
+node = "box"
+node_pool = "gpu"
+overlay_root = "/srv/overlays/0d5e6f"
+overlays = {"cumem.py" = "/usr/local/lib/python3.12/dist-packages/vllm/device_allocator/cumem.py"}
+pipeline_parallel = 1
+port = 8501
+progress_deadline = "2100s"
+recipe = "deepseek-v4-flash-fp8/balanced"
+served_name = "dsv4-flash"
+shm_mb = 16384
+spill_dir = "/srv/vllm-masters/dsv4-flash"
+tensor_parallel = 4
+tmp_mb = 8192

@@ -1,0 +1,30 @@
+args = ["--trust-remote-code", "--chat-template-content-format", "string", "--tool-call-parser", "glm47", "--enable-auto-tool-choice", "--reasoning-parser", "glm45", "--kv-cache-dtype", "fp8", "--max-model-len", "131072", "--max-num-seqs", "4", "--gpu-memory-utilization", "0.88"]
+cache_dir = "/srv/vllm-cache/glm-5.1"
+cpu = 4000
+engine = "glm-5.1"
+entrypoint = ["vllm", "serve"]
+env = {"ROTATOR_ALLOCATOR" = "on", "ROTATOR_ALLOCATOR_SPILL_DIR" = "/spill", "VLLM_USE_FLASHINFER_MOE_FP4" = "1"}
+free_mib = 86141
+gate_tries = 60
+gpu_uuids = ["GPU-00000000-0000-4000-8000-000000000000", "GPU-11111111-1111-4111-8111-111111111111", "GPU-22222222-2222-4222-8222-222222222222", "GPU-33333333-3333-4333-8333-333333333333"]
+healthy_deadline = "1800s"
+image = "registry.example/vllm-rotator@sha256:1111111111111111111111111111111111111111111111111111111111111111"
+ipc_mode = ""
+job_id = "vllm-glm-5.1"
+kill_timeout = "120s"
+memory_mb = 352256
+model_dir = "/srv/models/GLM-5.1-478B-A42B-REAP-NVFP4"
+namespace = "default"
+node = "box"
+node_pool = "gpu"
+overlay_root = "/srv/overlays/0d5e6f"
+overlays = {"cumem.py" = "/usr/local/lib/python3.12/dist-packages/vllm/device_allocator/cumem.py"}
+pipeline_parallel = 1
+port = 8503
+progress_deadline = "2100s"
+recipe = "glm-5.1-reap-478b-nvfp4"
+served_name = "glm-5.1"
+shm_mb = 16384
+spill_dir = "/srv/vllm-masters/glm-5.1"
+tensor_parallel = 4
+tmp_mb = 8192

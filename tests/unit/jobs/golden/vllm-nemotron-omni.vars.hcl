@@ -1,0 +1,30 @@
+args = ["--trust-remote-code", "--kv-cache-dtype", "fp8", "--max-model-len", "131072", "--max-num-seqs", "8", "--video-pruning-rate", "0.5", "--media-io-kwargs", "{\"video\":{\"fps\":1,\"num_frames\":512}}", "--reasoning-parser", "nemotron_v3", "--tool-call-parser", "qwen3_coder", "--enable-auto-tool-choice", "--moe-backend", "triton", "--gpu-memory-utilization", "0.8"]
+cache_dir = "/srv/vllm-cache/nemotron-omni"
+cpu = 4000
+engine = "nemotron-omni"
+entrypoint = ["vllm", "serve"]
+env = {"ROTATOR_ALLOCATOR" = "on", "ROTATOR_ALLOCATOR_SPILL_DIR" = "/spill"}
+free_mib = 78310
+gate_tries = 60
+gpu_uuids = ["GPU-44444444-4444-4444-8444-444444444444"]
+healthy_deadline = "900s"
+image = "registry.example/vllm-rotator@sha256:1111111111111111111111111111111111111111111111111111111111111111"
+ipc_mode = ""
+job_id = "vllm-nemotron-omni"
+kill_timeout = "120s"
+memory_mb = 83968
+model_dir = "/srv/models/Nemotron-3-Nano-Omni-30B-A3B-NVFP4"
+namespace = "default"
+node = "box"
+node_pool = "gpu"
+overlay_root = "/srv/overlays/0d5e6f"
+overlays = {"cumem.py" = "/usr/local/lib/python3.12/dist-packages/vllm/device_allocator/cumem.py"}
+pipeline_parallel = 1
+port = 8507
+progress_deadline = "1200s"
+recipe = "nemotron-omni-30b-nvfp4"
+served_name = "nemotron-omni"
+shm_mb = 16384
+spill_dir = "/srv/vllm-masters/nemotron-omni"
+tensor_parallel = 1
+tmp_mb = 8192
