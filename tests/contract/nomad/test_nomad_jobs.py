@@ -9,6 +9,7 @@ import pytest
 
 from rotator.adapters.nomad_access import NomadAccess
 from rotator.adapters.nomad_client import NomadClient
+from rotator.adapters.nomad_job import engine_tasks, job_problems
 from rotator.cli import jobs_nomad
 from rotator.cli.main import run
 from tests.nomad_double import NomadDouble
@@ -124,3 +125,10 @@ async def test_a_file_of_ones_own_is_parsed_by_nomad_and_then_judged(
     variables.write_text(one.variables)
     assert await jobs("lint", "--nomad", "--file", str(spec), "--var-file", str(variables)) == 0
     assert "0 errors, 1 warnings" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "port"), [("one", 8501), ("two", 8502)])
+def test_the_launcher_takes_our_engines_for_engines(name: str, port: int) -> None:
+    job = kept(made()[name])[1]
+    assert job_problems(job, port=port) == ()
+    assert set(engine_tasks(job).values()) == {"vllm"}

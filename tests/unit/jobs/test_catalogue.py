@@ -24,10 +24,10 @@ def test_the_catalogue_holds_the_engines_that_the_field_rotates():
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_every_recipe_lints_clean_on_every_architecture_that_it_names(name: str):
     recipe = CATALOGUE[name]
-    for arch in recipe.arch:
-        for profile in recipe.profiles or [None]:
-            for gate in ((), *((g,) for g in recipe.arch[arch].gates)):
-                assert lint_site(_alone(recipe, arch, profile, gate), ("e",)) == (), (arch, profile, gate)
+    for arch, layer in recipe.arch.items():
+        chosen = [(profile, ()) for profile in recipe.profiles or (None,)]
+        for profile, gates in (*chosen, (recipe.default_profile, tuple(layer.gates))):
+            assert lint_site(_alone(recipe, arch, profile, gates), ("e",)) == (), (arch, profile, gates)
 
 
 def _alone(recipe: Recipe, arch: str, profile: str | None, gates: tuple[str, ...]) -> Site:

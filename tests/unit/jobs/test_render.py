@@ -7,6 +7,7 @@ from typing import Any
 import pygohcl
 import pytest
 from hypothesis import given
+from hypothesis import settings as bounded
 from hypothesis import strategies as st
 
 from rotator.jobs import JobsError, Site, load_site, render, render_all, render_text
@@ -50,6 +51,7 @@ def test_the_variables_read_back_as_the_values():
 _texts = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), max_size=30)
 
 
+@bounded(max_examples=40)
 @given(st.dictionaries(st.from_regex(r"[a-z]{1,8}", fullmatch=True), st.one_of(_texts, st.lists(_texts, max_size=3))))
 def test_no_text_can_break_out_of_its_literal(values: dict[str, Any]):
     import unicodedata
