@@ -17,9 +17,8 @@ import uvloop
 
 from rotator.adapters.agents import Agents
 from rotator.adapters.attach_remote import FleetAttach
-from rotator.adapters.devices import NvmlDevices
 from rotator.adapters.evidence import FileEvidence
-from rotator.adapters.fleet_devices import FleetDevices
+from rotator.adapters.fleet_devices import FleetDevices, FleetReports, own_devices
 from rotator.adapters.gpu_reports import NvmlReports
 from rotator.adapters.host import read_host_memory
 from rotator.adapters.ledger import SqlLedger
@@ -30,6 +29,7 @@ from rotator.adapters.models import weight_bytes
 from rotator.adapters.nomad import NomadLauncher, connect
 from rotator.adapters.nomad_files import JobText
 from rotator.adapters.notify import tell_systemd
+from rotator.adapters.overlay import OverlayCheck
 from rotator.adapters.process import ProcessLauncher
 from rotator.adapters.redact import redactor
 from rotator.adapters.vllm import VllmControl
@@ -152,7 +152,6 @@ class _Service:
             sample_retention_h=config.devices.sample_retention_h,
             retention_days=config.ledger.retention_days,
         )
-        own = None if config.devices.gpus == () else NvmlDevices()
         control = VllmControl(doors=agents.door)
         launchers: dict[str, Launcher] = {
             "process": ProcessLauncher(
@@ -175,7 +174,7 @@ class _Service:
             yield (
                 World(
                     config,
-                    FleetDevices(own, agents),
+                    FleetDevices(own_devices(config), agents),
                     control,
                     launchers,
                     ledger,
@@ -186,6 +185,7 @@ class _Service:
                     agents if config.nodes else None,
                     self._senses(state_dir),
                     preflight=Preflight(lambda name: tuple(fleet.gpus[g].info for g in fleet.engines[name].gpus)),
+                    overlay_check=OverlayCheck(control),
                 ),
                 fleet,
             )
@@ -198,7 +198,7 @@ class _Service:
 
     def _senses(self, state_dir: Path) -> Senses:
         evidence = FileEvidence(state_dir, lambda: self._config.watchdog.evidence)
-        return Senses(NvmlReports(), FileLogWatch(state_dir), evidence)
+        return Senses(FleetReports(NvmlReports(), self._agents), FileLogWatch(state_dir), evidence)
 
     def _nomad(self, state_dir: Path) -> NomadLauncher | None:
         """None where the environment names no usable Nomad and no engine needs one; else raises LaunchError."""

@@ -135,6 +135,10 @@ class EngineConfig(Section):
     url: HttpUrl | None = Field(default=None, description="for launcher 'attach': where the engine runs")
     job: JobConfig | None = Field(default=None, description="for launcher 'nomad': what Nomad is to run")
     model_path: Path | None = Field(default=None, description="checked to exist before a launch")
+    overlay_manifest: Path | None = Field(
+        default=None,
+        description="manifest.json of the overlay bundle that its workers must run, or it is quarantined",
+    )
     sleep_levels: tuple[Literal[1, 2], ...] = Field(
         default=(1,), min_length=1, description="levels it may use, preferred first"
     )

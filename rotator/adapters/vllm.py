@@ -92,6 +92,13 @@ class VllmControl:
     async def place_masters(self, url: str, *, where: str, deadline_s: float) -> None:
         await self._rpc(url, "rotator_masters", (where,), Deadline(deadline_s))
 
+    async def attest(self, url: str, paths: Sequence[str], *, deadline_s: float) -> Sequence[Any]:
+        """What each rank says of the files that it runs. Raises EngineRefused where no overlay is mounted."""
+        body = {"method": "overlay_attest", "args": [list(paths)]}
+        answer = await self._http.call("POST", url, "/collective_rpc", Deadline(deadline_s), body=body)
+        ranks = answer.mapping().get("results")
+        return ranks if isinstance(ranks, list) else ()
+
     async def _rpc(self, url: str, method: str, args: Sequence[Any], deadline: Deadline) -> None:
         """Have every rank of the engine run one of our own methods, which its allocator's plugin brings."""
         await self._http.call("POST", url, "/collective_rpc", deadline, body={"method": method, "args": list(args)})

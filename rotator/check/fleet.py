@@ -5,10 +5,11 @@ from pathlib import Path
 
 from rotator.check.findings import Finding, Surroundings, error, warning
 from rotator.check.nomad import check_nomad
-from rotator.check.planned import is_allowed, ledger_url, names_gpu, planned_engines, planned_gpus
+from rotator.check.planned import is_allowed, ledger_url, names_gpu, placed, planned_engines, planned_gpus
 from rotator.check.turns import check_bounds, check_calendar
 from rotator.check.vllm import check_command, is_vllm, model_argument
 from rotator.config import GIB, EngineConfig, FleetConfig
+from rotator.config_nodes import split_gpu
 from rotator.core.placement import gib, never_fits
 from rotator.core.values import Engine, Gpu, GpuId
 from rotator.ports import DeviceError, Devices, GpuInfo
@@ -53,6 +54,11 @@ def _keys(fleet: FleetConfig) -> Iterator[Finding]:
 
 def _engine(engine: EngineConfig, around: Surroundings) -> Iterator[Finding]:
     place = f"engine '{engine.name}'"
+    if engine.overlay_manifest is not None and not around.exists(engine.overlay_manifest):
+        problem = f"{engine.overlay_manifest} does not exist"
+        yield error(
+            f"{place}.overlay_manifest", problem, "build the bundle (python -m overlays build), or fix the path"
+        )
     if engine.model_path is not None and not around.exists(engine.model_path):
         yield error(f"{place}.model_path", f"{engine.model_path} does not exist", "download the model, or fix the path")
     if engine.fallback and engine.fallback.api_key_env and not around.env.get(engine.fallback.api_key_env):
@@ -85,12 +91,13 @@ def _process(engine: EngineConfig, around: Surroundings, place: str) -> Iterator
 
 def _host_memory(fleet: FleetConfig, around: Surroundings) -> Iterator[Finding]:
     memory = around.host_memory()
-    masters = {e.name: _masters_bytes(e) for e in fleet.engines if 1 in e.sleep_levels}
+    here = [e for e in fleet.engines if not (e.node or any(split_gpu(gpu)[0] for gpu in e.gpus))]
+    masters = {e.name: _masters_bytes(e) for e in here if 1 in e.sleep_levels}
     budget = int(fleet.host_memory_gib * GIB) if fleet.host_memory_gib else int(0.8 * memory.total_bytes)
     if budget > memory.total_bytes:
         problem = f"{gib(budget)} are more than this host's {gib(memory.total_bytes)}"
         yield error("host_memory_gib", problem, f"give at most {memory.total_bytes * 0.9 / GIB:.0f}")
-    for engine in fleet.engines:
+    for engine in here:
         yield from _masters_fit(engine, masters.get(engine.name, 0), budget)
     total = sum(masters.values())
     if total > budget and len(masters) > 1:
@@ -127,7 +134,9 @@ async def _gpus(fleet: FleetConfig, devices: Devices, around: Surroundings) -> l
         fix = "install the driver, or run this where the GPUs are"
         return [error("devices", f"the GPUs cannot be listed ({e})", fix)]
     allowed = {i.id: i for i in inventory if is_allowed(fleet, i)}
-    found = list(_missing(fleet, inventory, allowed))
+    fleet = placed(fleet, inventory)
+    found = [*_nodes(fleet, inventory)]
+    found += list(_missing(fleet, inventory, allowed))
     gpus = planned_gpus(fleet, allowed)
     known = around.remembered(ledger_url(fleet))
     engines = planned_engines(fleet, allowed, known)
@@ -137,6 +146,14 @@ async def _gpus(fleet: FleetConfig, devices: Devices, around: Surroundings) -> l
     found += check_calendar(fleet, engines, gpus, around.now_wall_s())
     found += await _foreign(fleet, devices, allowed)
     return found
+
+
+def _nodes(fleet: FleetConfig, inventory: tuple[GpuInfo, ...]) -> Iterator[Finding]:
+    seen = {info.node for info in inventory}
+    for node in fleet.nodes:
+        if node.name not in seen:
+            problem = f"its agent at {node.url} does not answer, or has no GPU"
+            yield error(f"node '{node.name}'", problem, "start it there (systemctl status rotator-agent), see its log")
 
 
 def _missing(fleet: FleetConfig, inventory: tuple[GpuInfo, ...], allowed: Mapping[GpuId, GpuInfo]) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from rotator.service import canary
 from rotator.service.accounting import held_by, read_gpus, used
 from rotator.service.burial import Undertaker, log_tail
 from rotator.service.journal import Entry
-from rotator.service.owner import Facts, Lied, Owner
+from rotator.service.owner import Facts, Lied, Owner, WrongFiles
 from rotator.service.records import ActiveSwap, EngineRuntime
 from rotator.service.world import World
 
@@ -38,8 +38,12 @@ class Admitter:
         except (EngineError, LaunchError, StartFailed, LedgerError) as e:
             await self._fail(engine, active, entry, Event.FAULT, f"its {step.action.value} failed: {e}")
             return False
+        except WrongFiles as e:
+            await self._fail(engine, active, entry, Event.LIED, f"after the {step.action.value} {e}")
+            return False
         except Lied as e:
-            await self._fail(engine, active, entry, Event.LIED, f"its canary failed after the {step.action.value}: {e}")
+            reason = f"its canary failed after the {step.action.value}: {e}"
+            await self._fail(engine, active, entry, Event.LIED, reason, canary="failed")
             return False
         self._undertaker.background(
             entry.close(
@@ -51,10 +55,18 @@ class Admitter:
         )
         return done
 
-    async def _fail(self, engine: EngineRuntime, active: ActiveSwap, entry: Entry, event: Event, reason: str) -> None:
+    async def _fail(
+        self,
+        engine: EngineRuntime,
+        active: ActiveSwap,
+        entry: Entry,
+        event: Event,
+        reason: str,
+        canary: str | None = None,
+    ) -> None:
         active.error = reason
         tail = await self._undertaker.evidence(engine) or log_tail(engine.spec.log_path)
-        await self._owner.moved(engine.name, event, Facts(reason, canary="failed" if event is Event.LIED else None))
+        await self._owner.moved(engine.name, event, Facts(reason, canary=canary))
         await entry.close("failed", engine.state, error=f"{reason}; log: {tail}" if tail else reason)
 
     # -- wake --------------------------------------------------------------------------------------------------------
@@ -166,6 +178,8 @@ class Admitter:
             )
         if await control.is_sleeping(url, deadline_s=_CALL_S):
             await control.wake(url, level=_level(engine), deadline_s=engine.config.wake_deadline_s)
+        if wrong := await self._world.wrong_files(engine.config, url):
+            raise WrongFiles(wrong)
         freezes = await control.can_freeze(url, engine.config.levels, deadline_s=_CALL_S)
         golden, state = None, "disabled"
         if self._world.config.canary.enabled:

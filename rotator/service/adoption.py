@@ -26,7 +26,7 @@ from rotator.service import canary
 from rotator.service.accounting import gib, held_by, read_gpus
 from rotator.service.admission_run import READY_POLL_S
 from rotator.service.eviction_run import DEPTH_OF_LEVEL
-from rotator.service.owner import Facts, Lied, Owner
+from rotator.service.owner import Facts, Lied, Owner, WrongFiles
 from rotator.service.records import EngineRuntime
 from rotator.service.world import World
 
@@ -118,6 +118,8 @@ class Adopter:
         asleep, readings = await self._word_and_bytes(engine, pids, begun, level)
         if asleep and "wake" in begun:
             raise EngineTimeout("a wake was asked of it that does not show: nobody knows when it will")
+        if wrong := await self._world.wrong_files(engine.config, url):
+            raise WrongFiles(wrong)
         version = await control.version(url, deadline_s=_CALL_S)
         freezes = await control.can_freeze(url, engine.config.levels, deadline_s=_CALL_S)
         held = held_by(readings, pids)

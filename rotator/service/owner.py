@@ -14,6 +14,10 @@ class Lied(RotatorError):
     """The engine's word and its bytes, or its answers, differ: it is quarantined with the evidence in the text."""
 
 
+class WrongFiles(Lied):
+    """Its workers run other files than its overlay bundle has."""
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What a runner learned on the way to an event. None means: not learned, keep what is known."""

@@ -15,6 +15,10 @@ Preflight = Callable[[EngineConfig, LaunchSpec], Awaitable[str | None]]
 """Why a launch would surely fail, in words with what mends it; None where nothing speaks against it. Never raises, and
 is bounded by its implementer."""
 
+OverlayCheck = Callable[[EngineConfig, str], Awaitable[str | None]]
+"""How the files that an engine's workers run differ from its overlay bundle; None if they do not, or if it has none.
+Asked with the engine's URL. Raises EngineError where it does not answer."""
+
 
 @dataclass(slots=True)
 class World:
@@ -32,3 +36,8 @@ class World:
     nodes: Nodes | None = None  # other machines
     senses: Senses = BLIND  # what the watchdog sees by
     preflight: Preflight | None = None
+    overlay_check: OverlayCheck | None = None
+
+    async def wrong_files(self, engine: EngineConfig, url: str) -> str | None:
+        """See OverlayCheck; None where nothing checks."""
+        return await self.overlay_check(engine, url) if self.overlay_check is not None else None
