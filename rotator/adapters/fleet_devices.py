@@ -2,16 +2,35 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from rotator.adapters.agents import AgentRefused, Agents
+from rotator.adapters.devices import NvmlDevices
+from rotator.config import FleetConfig
+from rotator.core.gpu_faults import GpuHealth
 from rotator.core.values import GpuId
 from rotator.ports import DeviceError, Devices, DeviceTimeout, GpuInfo, GpuReading, NodeError
 from rotator.ports_nodes import HERE, node_of, pid_of_node
+from rotator.ports_watchdog import GpuReports
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
+
+
+async def looked_through(fleet: FleetConfig, look: Callable[[Devices], Awaitable[T]]) -> T:
+    """What ``look`` returns of the fleet's GPUs, wherever they are: for commands that ask once. Raises ConfigError."""
+    agents = Agents(fleet.nodes)
+    try:
+        return await look(FleetDevices(own_devices(fleet), agents))
+    finally:
+        await agents.close()
+
+
+def own_devices(fleet: FleetConfig) -> Devices | None:
+    """This machine's GPUs; None where the fleet file uses none of them."""
+    return None if fleet.devices.gpus == () else NvmlDevices()
 
 
 class FleetDevices:
@@ -65,6 +84,29 @@ class FleetDevices:
             by_pid=None if by_pid is None else {pid_of_node(number, int(pid)): int(size) for pid, size in by_pid},
             utilization=told["utilization"],
         )
+
+
+class FleetReports:
+    """What GPUs report of themselves, wherever they are (``ports_watchdog.GpuReports``)."""
+
+    def __init__(self, here: GpuReports, agents: Agents) -> None:
+        self._here = here
+        self._agents = agents
+
+    async def health(self, gpu: GpuId, *, deadline_s: float) -> GpuHealth:
+        node = node_of(gpu)
+        if node == HERE:
+            return await self._here.health(gpu, deadline_s=deadline_s)
+        query = {"id": gpu.rpartition("/")[2]}
+        try:
+            told = await self._agents.call(node, "GET", "/v1/reports", query=query, deadline_s=deadline_s)
+            return GpuHealth(**{**told, "id": gpu, "xids": tuple(told["xids"])})
+        except AgentRefused as e:
+            raise (DeviceTimeout if e.status == 504 else DeviceError)(str(e)) from None
+        except NodeError as e:
+            raise DeviceError(str(e)) from None
+        except (KeyError, TypeError):
+            raise DeviceError(f"node {node}: its agent is of another release: install the same") from None
 
 
 def _info(node: str, row: Mapping[str, Any]) -> GpuInfo:

@@ -56,11 +56,16 @@ class LedgerReader:
             return measured(connection)
 
     def gpus(self) -> tuple[GpuInfo, ...]:
-        """The GPUs of the machine that wrote it."""
+        """The GPUs that its service knew, of every node."""
+        wanted = ["id", "index", "name", "total_bytes", "node"]
         with self._reading() as connection:
-            rows = connection.execute(select(GPUS).order_by(GPUS.c.index)).mappings().all()
+            has = {column["name"] for column in inspect(connection).get_columns(GPUS.name)}
+            columns = [GPUS.c[name] for name in wanted if name in has]  # a ledger of an older release knows no nodes
+            rows = connection.execute(select(*columns).order_by(GPUS.c.index)).mappings().all()
         known = [row for row in rows if row["index"] is not None]
-        return tuple(GpuInfo(row["id"], row["index"], row["name"], row["total_bytes"]) for row in known)
+        return tuple(
+            GpuInfo(row["id"], row["index"], row["name"], row["total_bytes"], node=row.get("node", "")) for row in known
+        )
 
     def decisions(self, since: str | None = None) -> Iterator[Decided]:
         """Swaps in the order in which they were begun. ``since`` is Unix seconds or ISO 8601."""

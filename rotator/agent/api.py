@@ -19,6 +19,7 @@ from rotator.agent.engines import Engines, TooMany
 from rotator.agent.settings import AgentConfig
 from rotator.config import ENGINE_NAME
 from rotator.ports import DeviceError, Devices, DeviceTimeout, GpuInfo, LaunchError
+from rotator.ports_watchdog import GpuReports
 
 CONNECT_S = 1.0
 VERSIONS_S = 20.0
@@ -45,7 +46,9 @@ class Kill(BaseModel):
     grace_s: float = Field(ge=0, le=GRACE_MAX_S)
 
 
-def create_api(config: AgentConfig, devices: Devices, engines: Engines, machine: Machine) -> FastAPI:
+def create_api(
+    config: AgentConfig, devices: Devices, reports: GpuReports, engines: Engines, machine: Machine
+) -> FastAPI:
     """The routes under /v1. Errors have the shape {"error": words}."""
     api = FastAPI(title="rotator agent", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     instance, known = secrets.token_hex(8), dict[str, GpuInfo]()
@@ -79,6 +82,15 @@ def create_api(config: AgentConfig, devices: Devices, engines: Engines, machine:
             return _error(404, f"there is no GPU {id} here")
         reading = await devices.read(id, deadline_s=config.read_deadline_s)
         return {**asdict(reading), "by_pid": None if reading.by_pid is None else list(reading.by_pid.items())}
+
+    @api.get("/v1/reports")
+    async def reports_(id: Annotated[str, Query(max_length=128)]) -> Any:
+        """Xids since the last question, ECC errors, remapped rows, whether it is lost."""
+        if id not in known:
+            await gpus()
+        if id not in known:
+            return _error(404, f"there is no GPU {id} here")
+        return asdict(await reports.health(id, deadline_s=config.read_deadline_s))
 
     @api.get("/v1/holders")
     async def holders(id: Annotated[str, Query(max_length=128)]) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 import uvicorn
 
 from rotator.adapters.devices import NvmlDevices
+from rotator.adapters.gpu_reports import NvmlReports
 from rotator.adapters.machine import Machine
 from rotator.adapters.notify import tell_systemd
 from rotator.agent.api import create_api
@@ -23,6 +24,7 @@ from rotator.agent.relay import PREFIX, Receive, Relay, Scope, Send, refuse
 from rotator.agent.settings import AgentConfig, load, read_token
 from rotator.config import ConfigError
 from rotator.ports import Devices
+from rotator.ports_watchdog import GpuReports
 
 API_BYTES_MAX = 64 << 10
 API_DEADLINE_S = 150.0  # the longest is a kill: its grace and what the kernel takes
@@ -90,7 +92,7 @@ async def run(config: AgentConfig, token: str) -> None:
     """Serve until told to end. Raises ConfigError where it cannot listen."""
     listener = listen(config.host, config.port)
     port = listener.getsockname()[1]
-    server, relay = assemble(config, token, NvmlDevices(), port)
+    server, relay = assemble(config, token, NvmlDevices(), NvmlReports(), port)
     if not sees_other_users():
         _log.warning("no right to look into other users' processes: engines of theirs are not found, nor ended")
     loop = asyncio.get_running_loop()
@@ -103,7 +105,9 @@ async def run(config: AgentConfig, token: str) -> None:
         await relay.close()
 
 
-def assemble(config: AgentConfig, token: str, devices: Devices, port: int) -> tuple[uvicorn.Server, Relay]:
+def assemble(
+    config: AgentConfig, token: str, devices: Devices, reports: GpuReports, port: int
+) -> tuple[uvicorn.Server, Relay]:
     """The agent's parts, put together. Raises ConfigError where its certificates cannot be used."""
     engines = Engines(config.engines, port)
     relay = Relay(
@@ -112,7 +116,7 @@ def assemble(config: AgentConfig, token: str, devices: Devices, port: int) -> tu
         requests_max=config.requests_max,
         connect_s=config.connect_s,
     )
-    api = create_api(config, devices, engines, Machine())
+    api = create_api(config, devices, reports, engines, Machine())
     return _Server(_uvicorn_config(Front(api, relay, token), config)), relay
 
 

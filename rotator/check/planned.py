@@ -1,11 +1,13 @@
 """Engines as the planner would see them, from the file and from what an earlier life of the service measured."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from rotator.check.vllm import memory_share
 from rotator.config import GIB, EngineConfig, FleetConfig
+from rotator.config_nodes import split_gpu
 from rotator.core.values import Engine, Gpu, GpuId, State
 from rotator.ports import GpuInfo, Recovered, Residency
+from rotator.service.pools import gpu_names, place
 
 _RESIDUE_GIB = 2.0
 # Seconds that nobody has measured yet are taken at their best: bounds that fail even so are wrong on any machine.
@@ -18,11 +20,23 @@ def ledger_url(fleet: FleetConfig) -> str:
 
 
 def names_gpu(name: int | str, info: GpuInfo) -> bool:
-    return str(name) in (str(info.index), info.id)
+    node, gpu = split_gpu(name)
+    return info.node == node and gpu in (str(info.index), split_gpu(info.id)[1])
 
 
 def is_allowed(fleet: FleetConfig, info: GpuInfo) -> bool:
-    return fleet.devices.gpus == "all" or any(names_gpu(name, info) for name in fleet.devices.gpus)
+    chosen = next((node.gpus for node in fleet.nodes if node.name == info.node), fleet.devices.gpus)
+    return chosen == "all" or any(str(name) in (str(info.index), split_gpu(info.id)[1]) for name in chosen)
+
+
+def placed(fleet: FleetConfig, inventory: Iterable[GpuInfo]) -> FleetConfig:
+    """The fleet with every engine's GPUs named with their node, as the service would place them."""
+    if not fleet.nodes:
+        return fleet
+    infos = tuple(inventory)
+    places = place(fleet, lambda name: any(names_gpu(name, info) for info in infos), {})
+    engines = tuple(e.model_copy(update={"gpus": gpu_names(e, places[e.name]), "node": None}) for e in fleet.engines)
+    return fleet.model_copy(update={"engines": engines})
 
 
 def planned_gpus(fleet: FleetConfig, infos: Mapping[GpuId, GpuInfo]) -> dict[GpuId, Gpu]:

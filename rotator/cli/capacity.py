@@ -10,9 +10,9 @@ from rich.console import Group
 from rich.text import Text
 
 from rotator import config
-from rotator.adapters.devices import NvmlDevices
+from rotator.adapters.fleet_devices import looked_through
 from rotator.adapters.ledger_reader import LedgerReader
-from rotator.check.planned import is_allowed, is_measured, ledger_url, planned_engines, planned_gpus
+from rotator.check.planned import is_allowed, is_measured, ledger_url, placed, planned_engines, planned_gpus
 from rotator.cli import render
 from rotator.cli.errors import PROBLEM, fail
 from rotator.cli.local import CONFIG_DEFAULT, ConfigPath
@@ -20,6 +20,7 @@ from rotator.cli.options import AsJson, print_json
 from rotator.cli.render import gib
 from rotator.cli.surroundings import Machine
 from rotator.config import GIB, ConfigError, FleetConfig
+from rotator.config_nodes import split_gpu
 from rotator.core.capacity import Capacity, Elastic, Never, Size, Together
 from rotator.core.capacity import capacity as judge
 from rotator.ports import DeviceError, GpuInfo, LedgerError
@@ -40,7 +41,8 @@ def capacity(
         fleet = config.load(path)
     except ConfigError as e:
         fail(PROBLEM, *e.problems)
-    infos = {info.id: info for info in _gpus(fleet, gpu_gib)}
+    inventory = _gpus(fleet, gpu_gib)
+    infos, fleet = {info.id: info for info in inventory}, placed(fleet, inventory)
     known = Machine().remembered(ledger_url(fleet))
     engines = planned_engines(fleet, infos, known)
     if len(engines) < len(fleet.engines):
@@ -60,14 +62,22 @@ def _gpus(fleet: FleetConfig, gpu_gib: float | None) -> list[GpuInfo]:
     if gpu_gib is not None:
         names = sorted({str(name) for engine in fleet.engines for name in engine.gpus}, key=lambda n: (len(n), n))
         total = int(gpu_gib * GIB)
-        return [GpuInfo(name, int(name) if name.isdecimal() else i, "", total) for i, name in enumerate(names)]
+        return [_imagined(name, i, total) for i, name in enumerate(names)]
     try:
-        inventory = asyncio.run(NvmlDevices().inventory(deadline_s=_INVENTORY_S))
+        inventory = asyncio.run(looked_through(fleet, lambda devices: devices.inventory(deadline_s=_INVENTORY_S)))
+    except ConfigError as e:
+        fail(PROBLEM, *e.problems)
     except DeviceError as e:
         inventory = _remembered_gpus(fleet)
         if not inventory:
             fail(PROBLEM, f"the GPUs cannot be listed ({e}): run this where they are, or give --gpu-gib")
     return [info for info in inventory if is_allowed(fleet, info)]
+
+
+def _imagined(name: str, place: int, total_bytes: int) -> GpuInfo:
+    """A GPU of that name, where only its size is told."""
+    node, gpu = split_gpu(name)
+    return GpuInfo(name, int(gpu) if gpu.isdecimal() else place, "", total_bytes, node=node)
 
 
 def _remembered_gpus(fleet: FleetConfig) -> tuple[GpuInfo, ...]:

@@ -35,13 +35,13 @@ def serve(path: ConfigPath = CONFIG_DEFAULT) -> None:
 
 def check(path: ConfigPath = CONFIG_DEFAULT, as_json: AsJson = False) -> None:
     """Check the fleet file and the machine around it. Exit code 1 if anything cannot work."""
-    from rotator.adapters.devices import NvmlDevices
+    from rotator.adapters.fleet_devices import looked_through
     from rotator.check import Finding, check_fleet
     from rotator.cli.surroundings import Machine
 
     try:
         fleet = config.load(path)
-        found = asyncio.run(check_fleet(fleet, NvmlDevices(), Machine()))
+        found = asyncio.run(looked_through(fleet, lambda devices: check_fleet(fleet, devices, Machine())))
     except ConfigError as e:
         found = tuple(Finding(line) for line in e.problems)
     errors = [f for f in found if f.is_error]

@@ -15,6 +15,7 @@ from rotator.agent.certs import make
 from rotator.agent.run import assemble, listen
 from rotator.agent.settings import AgentConfig, read_token
 from rotator.config_nodes import NodeConfig
+from rotator.core.gpu_faults import GpuHealth
 from rotator.ports import DeviceError, GpuInfo, GpuReading
 
 GIB = 1 << 30
@@ -36,6 +37,11 @@ class HandDevices:
         if gpu != "GPU-x":
             raise DeviceError("no such GPU")
         return GpuReading(gpu, 6 * GIB, 96 * GIB, self.by_pid, 0.5)
+
+
+class HandReports:
+    async def health(self, gpu: str, *, deadline_s: float) -> GpuHealth:
+        return GpuHealth(gpu, xids=(79, 48), ecc_uncorrected=3, remap_pending=True)
 
 
 @dataclass
@@ -60,7 +66,7 @@ async def agent_up(tls: Path, **more: Any) -> AsyncIterator[Running]:
     listener = listen(config.host, 0)
     port = int(listener.getsockname()[1])
     devices = HandDevices()
-    server, relay = assemble(config, read_token(config.token_file), devices, port)
+    server, relay = assemble(config, read_token(config.token_file), devices, HandReports(), port)
     serving = asyncio.create_task(server.serve([listener]))
     try:
         yield Running(port, tls, devices)

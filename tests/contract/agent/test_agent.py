@@ -11,11 +11,13 @@ import aiohttp
 import pytest
 
 from rotator.adapters.agents import AgentRefused, Agents
-from rotator.adapters.fleet_devices import FleetDevices
+from rotator.adapters.fleet_devices import FleetDevices, FleetReports
+from rotator.adapters.gpu_reports import NvmlReports
 from rotator.adapters.machine import package_versions, unequal
 from rotator.agent.certs import make
 from rotator.agent.settings import AgentConfig
 from rotator.config import ConfigError
+from rotator.core.gpu_faults import GpuHealth
 from rotator.ports import DeviceError, DeviceTimeout, NodeError
 from rotator.ports_nodes import pid_of_node, pid_there
 from tests.contract.agent.conftest import GIB, Running, agent_up
@@ -34,6 +36,13 @@ async def test_gpus_of_a_node_are_known_by_its_name_and_their_processes_by_its_n
     assert [pid_there(pid) for pid in reading.by_pid] == [4711]
     agent.devices.by_pid = None
     assert (await devices.read("n/GPU-x", deadline_s=SOON_S)).by_pid is None
+
+
+async def test_what_a_gpu_reports_of_itself_is_told_of_other_nodes_too(agents: Agents) -> None:
+    told = await FleetReports(NvmlReports(), agents).health("n/GPU-x", deadline_s=SOON_S)
+    assert told == GpuHealth("n/GPU-x", xids=(79, 48), ecc_uncorrected=3, remap_pending=True)
+    with pytest.raises(DeviceError, match="there is no GPU GPU-y here"):
+        await FleetReports(NvmlReports(), agents).health("n/GPU-y", deadline_s=SOON_S)
 
 
 async def test_a_gpu_that_hangs_there_hangs_here_and_one_that_fails_fails(agent: Running, agents: Agents) -> None:
