@@ -71,7 +71,13 @@ class Launch:
 
 
 def launches(architectures: list[int]) -> Iterator[Launch]:
-    """What the released kernels are tuned over, for the heads that models have, and some beside it."""
+    """What the released kernels are tuned over, for the heads that models have, and some beside it. Of Turing only a
+    few: Triton stages nothing there, and takes half a minute for each."""
+    for sm, stages in itertools.product([sm for sm in architectures if sm < 80], (2, 4)):
+        yield Launch("state", sm, 64, 128, 0, 32, 4, stages)
+        yield Launch("state", sm, 64, 128, 0, 64, 4, stages)
+        yield Launch("output", sm, 64, 128, 64, 64, 4, stages)
+    architectures = [sm for sm in architectures if sm >= 80]
     for sm, head, blocks, stages in itertools.product(architectures, (64, 128, 256), (32, 64), (2, 3, 4)):
         yield Launch("state", sm, 64, head, 0, blocks, 4, stages)
     for sm, block_v, warps in itertools.product(architectures, (32, 64), (2, 4)):
@@ -112,7 +118,8 @@ class Compiler:
 
     def shared_bytes(self, launch: Launch) -> int:
         function = self._functions[launch.kernel]
-        tensor = f"*{'fp32' if launch.element_bytes == 4 else 'bf16'}"
+        half = "bf16" if launch.sm >= 80 else "fp16"  # Turing has no bf16
+        tensor = f"*{'fp32' if launch.element_bytes == 4 else half}"
         types_ = {"q": tensor, "k": tensor, "v": tensor, "w": tensor, "v_new": tensor, "h": tensor, "o": tensor}
         types_ |= {"h0": "*fp32", "ht": "*fp32", "cu_seqlens": "*i32", "chunk_offsets": "*i32", "chunk_indices": "*i32"}
         types_ |= {"scale": "fp32", "T": "i32", "gk" if launch.key_gates else "g": "*fp32"}
@@ -170,12 +177,12 @@ def write(path: Path, done: list[Launch]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vllm", type=Path, required=True, help="a folder that holds vllm/")
-    parser.add_argument("--sm", type=int, action="append", help="an architecture; default 80, 90, 100, 120")
+    parser.add_argument("--sm", type=int, action="append", help="an architecture; default 75, 80, 90, 100, 120")
     parser.add_argument("--write", type=Path, help="keep Triton's answers as CSV")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         compiler = Compiler(arguments.vllm, Path(scratch))
-        asked = dict.fromkeys(launches(arguments.sm or [80, 90, 100, 120]))
+        asked = dict.fromkeys(launches(arguments.sm or [75, 80, 90, 100, 120]))
         done = [replace(launch, bytes=compiler.shared_bytes(launch)) for launch in asked]
     for launch in done:
         if launch.wrong:

@@ -136,7 +136,7 @@ def chunk_delta_h_bytes(config: Config, arguments: Mapping[str, Any], gpu: Gpu) 
     scratch = value * 64 * (4 if arguments.get("gk") is not None else element)
     once_more = products if _asynchronous(config, gpu, {9}) else 0
     stage = products + time * value * element + gates
-    return (config.num_stages - 1) * stage + once_more + scratch + _barrier_bytes(gpu)
+    return _staged(config, gpu) * stage + once_more + scratch + _barrier_bytes(gpu)
 
 
 def chunk_fwd_o_bytes(config: Config, arguments: Mapping[str, Any], gpu: Gpu) -> int:
@@ -147,7 +147,7 @@ def chunk_fwd_o_bytes(config: Config, arguments: Mapping[str, Any], gpu: Gpu) ->
     """
     time, block_k, block_v = int(arguments["BT"]), int(config.kwargs["BK"]), int(config.kwargs["BV"])
     element = _element_bytes(arguments)
-    stages = config.num_stages - 1 if int(arguments["K"]) > block_k else 0
+    stages = _staged(config, gpu) if int(arguments["K"]) > block_k else 0
     if time >= 64 and _asynchronous(config, gpu, {9, 10, 11}):  # they take 64 rows
         stages += 1
     tiles = stages * (2 * time * block_k + block_k * block_v) * element
@@ -159,6 +159,11 @@ def chunk_fwd_o_bytes(config: Config, arguments: Mapping[str, Any], gpu: Gpu) ->
 def _element_bytes(arguments: Mapping[str, Any]) -> int:
     """Of the keys; all tensors that are staged have their type."""
     return int(arguments["k"].element_size())
+
+
+def _staged(config: Config, gpu: Gpu) -> int:
+    """Stages that lie in shared memory. GPUs before Ampere cannot copy ahead, so Triton stages nothing there."""
+    return 0 if gpu.capability is not None and gpu.capability[0] < 8 else config.num_stages - 1
 
 
 def _asynchronous(config: Config, gpu: Gpu, majors: set[int]) -> bool:
