@@ -10,7 +10,7 @@ from rotator.cli.errors import OK, PROBLEM, USAGE, fail
 from rotator.cli.jobs_nomad import Outcome, compare, on_nomad, parsed_by_nomad, register_all
 from rotator.cli.options import AsJson, print_json
 from rotator.jobs import Finding, JobsError, Rendered, Site, load_catalogue, load_site, render
-from rotator.jobs.lint import lint_job, lint_rendered, lint_site, read_job
+from rotator.jobs.lint import lint_job, lint_site, read_job
 from rotator.jobs.render import names
 from rotator.jobs.schema import json_schema, markdown
 
@@ -171,7 +171,7 @@ def run(
     """Register jobs one after another, each only over what was seen of it, and only if lint finds no error."""
     loaded = _site(site)
     made = _rendered(loaded, jobs)
-    errors = [f.line for one in made for f in _orderly(lint_rendered, loaded, one) if f.is_error]
+    errors = [f.line for f in _orderly(lint_site, loaded, _chosen(loaded, jobs)) if f.is_error]
     if errors:
         fail(PROBLEM, *errors, "nothing was registered")
     deadline_s = deadline if wait else 0.0
