@@ -2,6 +2,7 @@
 #
 #   make demo    watch models take turns on simulated GPUs        make test    the whole test suite
 #   make check   all that .ci/run checks                          make bench   the benchmarks
+#   make browser the page's tests in Chromium                      make screenshots  the README's pictures
 #   make asan    the allocator's tests under AddressSanitizer      make tsan    its threads under ThreadSanitizer (both: GCC)
 #
 # PYTHON=python3.12 picks an interpreter; ARGS="--keep" is handed to the demo, TEST_ARGS to pytest, JOBS to pytest-xdist.
@@ -21,7 +22,7 @@ TSAN_ROUNDS ?= 1500
 NATIVE := CMakeLists.txt $(wildcard allocator/csrc/* allocator/sim/*.cpp allocator/sim/*.h)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: wheel units compiler demo test test-long asan tsan lint types layers docs docs-current check bench clean
+.PHONY: wheel units compiler demo test test-long asan tsan lint types layers docs docs-current check bench browser screenshots chromium clean
 .DEFAULT_GOAL := check
 
 demo: $(VENV)/.ready-to-run
@@ -50,6 +51,13 @@ tsan: build/tsan/.built
 	fixed=$$(setarch -R true 2> /dev/null && echo setarch -R || true) && \
 	TSAN_OPTIONS=halt_on_error=0:second_deadlock_stack=1 \
 	  $$fixed build/tsan/objects/tsan_allocator build/tsan/objects "$$box" $(TSAN_ROUNDS)
+
+# The page before a real Chromium.
+browser: $(VENV)/.ready-to-test chromium
+	$(BIN)/pytest -m browser tests/browser $(TEST_ARGS)
+
+screenshots: $(VENV)/.ready-to-test chromium
+	$(BIN)/python -m bench.pictures docs/images
 
 lint: $(VENV)/.ready-to-test
 	$(BIN)/ruff check .
@@ -130,6 +138,12 @@ build/%/.built: $(NATIVE) tests/native/tsan_allocator.cpp | $(VENV)/.ready-to-te
 compiler:
 	@command -v c++ > /dev/null || command -v g++ > /dev/null || command -v clang++ > /dev/null \
 	  || { echo "A C++17 compiler is missing: install g++ or clang++ (Debian, Ubuntu: apt install g++)." >&2; exit 1; }
+
+chromium:
+	@$(BIN)/python -m bench.chromium > /dev/null 2>&1 \
+	  || { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && apt-get update -qq \
+	       && apt-get install -y -qq --no-install-recommends chromium > /dev/null; } \
+	  || $(BIN)/python -m bench.chromium
 
 # Candidates are run, not only found: a shim may stand for a version that is not installed.
 $(BIN)/python:

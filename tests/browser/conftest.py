@@ -4,7 +4,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, async_playwright
 
-from tests.browser.chromium import FLAGS, executable
+from bench.chromium import FLAGS, executable
 from tests.browser.pages import Open, Viewer, open_viewer
 from tests.system.service.rig import Rig, engine, rig_up
 

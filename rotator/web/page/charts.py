@@ -21,7 +21,7 @@ def options(gpu: Mapping[str, Any], curves: Curves, colors: Mapping[str, str]) -
     return {
         "animation": False,
         "textStyle": {"fontFamily": "inherit"},
-        "grid": {"left": 34, "right": 10, "top": 10, "bottom": 22},
+        "grid": {"left": 34, "right": 26, "top": 10, "bottom": 22},
         "tooltip": {
             "trigger": "axis",
             "confine": True,
@@ -29,8 +29,14 @@ def options(gpu: Mapping[str, Any], curves: Curves, colors: Mapping[str, str]) -
         },
         "xAxis": {
             "type": "time",
-            "splitNumber": 4,
-            "axisLabel": {"color": _GREY, "fontSize": 11, "hideOverlap": True, "formatter": _clock(curves)},
+            "splitNumber": 2,
+            "axisLabel": {
+                "color": _GREY,
+                "fontSize": 11,
+                "hideOverlap": True,
+                "showMinLabel": False,
+                "formatter": _clock(curves),
+            },
             "axisLine": {"lineStyle": {"color": _LINE}},
             "axisTick": {"show": False},
         },

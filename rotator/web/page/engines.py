@@ -66,16 +66,17 @@ class EngineRow:
         )
         for cell, content in zip(self._cells, drawn, strict=True):
             cell.set(content)
-        for key, shown in _shown(engine).items():
+        for key, shown in _shown(engine, self._actions.rank).items():
             if (button := self._buttons.get(key)) is not None and button.visible != shown:
                 button.set_visibility(shown)
 
 
-def _shown(engine: Mapping[str, Any]) -> dict[str, bool]:
+def _shown(engine: Mapping[str, Any], rank: int) -> dict[str, bool]:
+    """A failed engine comes back after its backoff: who may release it has it come at once."""
     state, ours = engine["state"], engine["launcher"] != "attach"
     live = state in _LIVE or state in MOVING
     return {
-        "wake": state in _WAKES,
+        "wake": state in _WAKES and not (state == "failed" and rank >= ADMIN),
         "sleep": state == "awake",
         "release": state in ("quarantined", "failed"),
         "pin": not engine["pinned"],

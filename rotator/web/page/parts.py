@@ -25,6 +25,7 @@ from rotator.web.page.text import (
 Look = Mapping[str, Any]
 QUEUE_SHOWN = 50
 SWAPS_SHOWN = 20
+_SAME_S = 60.0
 EMPTY = '<p class="empty">{}</p>'
 _DEVICE, _HOST = "var(--accent)", "var(--calm)"
 
@@ -40,9 +41,10 @@ def status(look: Look, reachable: bool) -> str:
 
 def alarms(look: Look) -> int:
     """What wants a person's look now."""
-    engines = sum(e["state"] in ("failed", "quarantined") for e in look["engines"])
-    gpus = sum(g["health"] == "unknown" for g in look["gpus"])
-    return int(engines + gpus + sum(i["closed_wall_s"] is None for i in look["incidents"]))
+    who = {e["name"] for e in look["engines"] if e["state"] in ("failed", "quarantined")}
+    who |= {g["id"] for g in look["gpus"] if g["health"] == "unknown"}
+    who |= {i["engine"] or i["gpu"] or i["id"] for i in look["incidents"] if i["closed_wall_s"] is None}
+    return len(who)
 
 
 def tiles(look: Look) -> str:
@@ -58,7 +60,7 @@ def tiles(look: Look) -> str:
         ("In flight", f"{sum(e['in_flight'] for e in engines)}", f"requests, {frozen} frozen"),
         ("VRAM", f"{gib(used)}", f"of {gib(total)} GiB"),
         ("Host RAM", f"{gib(host['masters_bytes'])}", f"of {gib(host['budget_bytes'])} GiB for masters"),
-        ("Alerts", f"{alarms(look)}", "open incidents, failures"),
+        ("Alerts", f"{alarms(look)}", "engines or GPUs"),
     ]
     bad = ' class="alarm"' if alarms(look) else ""
     return (
@@ -91,8 +93,9 @@ def engine_state(e: Look, progress: Look | None) -> str:
     why = f'<div class="{"why bad" if bad else "why"}">{esc(e["reason"])}</div>' if e["reason"] else ""
     why += "".join(f'<div class="why warn-text">{esc(note)}</div>' for note in e["notes"])
     retry = f'<div class="why">again {until(e["retry_at_wall_s"])}</div>' if e["retry_at_wall_s"] else ""
+    told = f"{since(e['since_wall_s'])} · canary {esc(e['canary'])}"
     done = _progress(progress) if progress and e["state"] in MOVING else ""
-    return f'<div>{badge(e["state"])} <span class="dim">{since(e["since_wall_s"])}</span></div>{done}{why}{retry}'
+    return f'<div>{badge(e["state"])} <span class="dim">{told}</span></div>{done}{why}{retry}'
 
 
 def _progress(told: Look) -> str:
@@ -119,7 +122,7 @@ def engine_work(e: Look) -> str:
     return (
         f"<div><b>{e['in_flight']}</b> in flight{frozen} · <b>{e['waiting']}</b> waiting</div>"
         f'<div class="dim">serves {"" if e["eta_s"] == 0 else "in "}{eta} · wake {seconds(e["wake_s"])}'
-        f" · sleep {seconds(e['sleep_s'])} · canary {esc(e['canary'])}</div>"
+        f" · sleep {seconds(e['sleep_s'])}</div>"
     )
 
 
@@ -133,7 +136,7 @@ def gpu_head(g: Look, colors: Mapping[str, str]) -> str:
     swap = ' · <span class="warn-text">swap under way</span>' if g["claimed_by"] else ""
     return (
         f'<div class="gpu-head"><h3>{gpu_title(g)}</h3>{badge(g["health"], "health")}'
-        f'<span class="dim grow">{esc(g["name"])}{swap}</span>'
+        f'<span class="dim grow" title="{esc(g["name"])}">{esc(g["name"].removeprefix("NVIDIA "))}{swap}</span>'
         f'<span class="num"><b>{gib(g["used_bytes"])}</b> of {gib(g["total_bytes"])} GiB</span></div>'
         f"{bar(parts, g['total_bytes'])}{why}"
     )
@@ -301,11 +304,17 @@ def calendar(look: Look) -> str:
 def incidents(kept: Sequence[Look], events: Iterable[Look]) -> str:
     """The watchdog's incidents, which outlive the service, and what else happened since it began; newest first."""
     rows = [(i["opened_wall_s"], _incident(i)) for i in kept]
-    rows += [(e["at_wall_s"], _alarm(e)) for e in events]
+    rows += [(e["at_wall_s"], _alarm(e)) for e in events if not any(_is_told_by(i, e) for i in kept)]
     rows.sort(key=lambda r: -float(r[0]))
     if not rows:
         return EMPTY.format("None since the service began.")
     return f'<ol class="swaps incidents">{"".join(text for _, text in rows)}</ol>'
+
+
+def _is_told_by(incident: Look, event: Look) -> bool:
+    """An engine's end is an event, too: once is enough."""
+    near = abs(event["at_wall_s"] - incident["opened_wall_s"]) < _SAME_S
+    return near and event["engine"] is not None and event["engine"] == incident["engine"]
 
 
 def _alarm(e: Look) -> str:

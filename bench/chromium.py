@@ -1,6 +1,7 @@
-"""The system's own Chromium, and what to do where there is none."""
+"""The system's own Chromium, and what to do where there is none: ``python -m bench.chromium`` prints which one."""
 
 import shutil
+import sys
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
@@ -17,3 +18,16 @@ def executable() -> str:
     raise FileNotFoundError(
         f"none of {', '.join(NAMES)} is installed: run 'make browser' as root, or 'apt install chromium'"
     )
+
+
+def main() -> int:
+    try:
+        print(executable())
+    except FileNotFoundError as e:
+        print(e, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
