@@ -7,7 +7,7 @@ from typing import Any
 
 from rotator.adapters.device_thread import DeviceThread
 from rotator.adapters.devices import NvmlDevices
-from rotator.check.vllm import is_vllm, model_argument
+from rotator.check.vllm import flag, is_vllm, model_argument
 from rotator.config import EngineConfig, FleetConfig
 from rotator.doctor.facts import (
     Facts,
@@ -101,21 +101,28 @@ class MachineProbes:
 
     def software(self, engine: EngineConfig, infos: tuple[GpuInfo, ...], command: tuple[str, ...] = ()) -> Software:
         words = command or filled(engine)
+        if not is_vllm(words):
+            return Software(engine.name)  # what another server needs is not known here
         program = find_program(self._root, words, self._path(engine), engine.workdir)
         folder = model_folder(engine, model_argument(words))
         kind = model_type(self._below(folder)) if folder is not None else ""
         seen = look_at_software(self._root, engine.name, program, kind)
-        troubles = known_troubles(engine, seen, infos, {**self._environ, **engine.env}) if is_vllm(words) else ()
+        troubles = known_troubles(engine, seen, infos, {**self._environ, **engine.env})
         return Software(
             seen.engine, seen.prefix, seen.python, seen.packages, seen.torch_cuda, seen.modules, troubles, kind
         )
 
     def launch(self, engine: EngineConfig, command: tuple[str, ...] = ()) -> Launch:
-        return look_at_launch(self._root, engine.name, command or filled(engine), self._path(engine), engine.workdir)
+        has_path = bool(engine.env.get("PYTHONPATH") or (self._is_here and self._environ.get("PYTHONPATH")))
+        words = command or filled(engine)
+        return look_at_launch(self._root, engine.name, words, self._path(engine), engine.workdir, has_path=has_path)
 
     def model(self, engine: EngineConfig) -> Model | None:
         folder = model_folder(engine, model_argument(engine.command))
-        return look_at_model(engine.name, self._below(folder), str(folder)) if folder is not None else None
+        if folder is None:
+            return None
+        is_usual = flag(engine.command, "--load-format") in (None, "auto", "safetensors", "fastsafetensors")
+        return look_at_model(engine.name, self._below(folder), str(folder), weights=is_usual)
 
     def files(self, engines: list[EngineConfig]) -> FileFacts:
         """Nomad's engines have their models where their jobs mount them from: only what the fleet file names."""

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,13 @@ class Program:
     @property
     def prefix(self) -> str:
         """The environment's root: the folder above bin. Links are not followed: a venv's python is one."""
-        home = self.interpreter or self.path
-        return os.path.dirname(os.path.dirname(home)) if "/" in home else ""
+        return self.prefixes[0] if self.prefixes else ""
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """Of the interpreter, and of the program itself: one of a user's own packages lies beside them."""
+        homes = (home for home in (self.interpreter, self.path) if "/" in home)
+        return tuple(dict.fromkeys(os.path.dirname(os.path.dirname(home)) for home in homes))
 
 
 def find_program(root: Path, command: tuple[str, ...], path: str, workdir: str | None) -> Program:
@@ -73,8 +79,8 @@ def _script(root: Path, where: str, file: Path, path: str) -> Program:
             return Program(where, "interpreter-missing", name)
     if interpreter is None or not _under(root, interpreter).exists():
         return Program(where, "interpreter-missing", interpreter or "")
-    imported = _ENTRY.search(head)
-    return Program(where, interpreter=interpreter, package=imported[1] if imported and "python" in interpreter else "")
+    imported = (name for name in _ENTRY.findall(head) if name not in sys.stdlib_module_names)
+    return Program(where, interpreter=interpreter, package=next(imported, "") if "python" in interpreter else "")
 
 
 def _package_of(word: str) -> str:
@@ -88,18 +94,16 @@ def _python_beside(root: Path, where: str) -> str:
     return next((f"{folder}/{n}" for n in ("python", "python3") if _under(root, f"{folder}/{n}").exists()), "")
 
 
-def look_at_launch(root: Path, engine: str, command: tuple[str, ...], path: str, workdir: str | None) -> Launch:
+def look_at_launch(
+    root: Path, engine: str, command: tuple[str, ...], path: str, workdir: str | None, *, has_path: bool = False
+) -> Launch:
+    """``has_path``: Python is told to look elsewhere too, so that nobody here can say what is missing."""
     program = find_program(root, command, path, workdir)
-    packages = environment(root, program.prefix)
+    packages = environment(root, *program.prefixes)
     version = packages.get(program.package)
     problem = program.problem
-    if (
-        not problem
-        and program.package
-        and packages
-        and version is None
-        and program.package not in _others(root, program)
-    ):
+    is_missed = bool(program.package and packages) and version is None and not has_path
+    if not problem and is_missed and program.package not in _others(root, program):
         problem = "import-missing"
     return Launch(engine, program.path, problem, program.interpreter, program.package, version, command)
 
@@ -107,7 +111,7 @@ def look_at_launch(root: Path, engine: str, command: tuple[str, ...], path: str,
 def _others(root: Path, program: Program) -> set[str]:
     """Packages that were put there in another way than by an installer (an editable install, a folder)."""
     names: set[str] = set()
-    for site in sites(root, program.prefix):
+    for site in sites(root, *program.prefixes):
         with contextlib.suppress(OSError):
             for name in os.listdir(site):
                 if name.endswith((".pth", ".egg-link")) and "distutils" not in name:
@@ -120,31 +124,31 @@ def _others(root: Path, program: Program) -> set[str]:
 
 
 def look_at_software(root: Path, engine: str, program: Program, model_type: str = "") -> Software:
-    found = sites(root, program.prefix)
+    found = sites(root, *program.prefixes)
     if not found:
         return Software(engine, model_type=model_type)
     python = program.interpreter or _python_beside(root, program.path) or f"{program.prefix}/bin/python"
-    packages = environment(root, program.prefix)
+    packages = environment(root, *program.prefixes)
     modules = frozenset(m for m in DEEP_GEMM if any(_is_module(site, m) for site in found))
     return Software(engine, program.prefix, python, packages, _torch_cuda(found), modules, model_type=model_type)
 
 
-def sites(root: Path, prefix: str) -> list[Path]:
-    """The folders that Python would look for packages in, for an environment at ``prefix``."""
-    if not prefix:
-        return []
-    base = _under(root, prefix)
-    patterns = _SITES if prefix != "/usr" else (*_LOCAL_SITES, *_SITES)
-    found = [p for pattern in patterns for p in _glob(base, pattern)]
-    if prefix == "/usr/local":
-        found += _glob(_under(root, "/usr"), "lib/python3*/dist-packages")
+def sites(root: Path, *prefixes: str) -> list[Path]:
+    """The folders that Python would look for packages in, for environments at these places."""
+    found: list[Path] = []
+    for prefix in prefixes:
+        base = _under(root, prefix)
+        patterns = _SITES if prefix != "/usr" else (*_LOCAL_SITES, *_SITES)
+        found += [p for pattern in patterns for p in _glob(base, pattern)]
+        if prefix == "/usr/local":
+            found += _glob(_under(root, "/usr"), "lib/python3*/dist-packages")
     return found
 
 
-def environment(root: Path, prefix: str) -> Mapping[str, str]:
+def environment(root: Path, *prefixes: str) -> Mapping[str, str]:
     """Versions by distribution (with underscores), of those that matter here."""
     versions: dict[str, str] = {}
-    for site in sites(root, prefix):
+    for site in sites(root, *prefixes):
         with contextlib.suppress(OSError):
             for name in os.listdir(site):
                 if name.endswith(".dist-info"):
@@ -182,7 +186,8 @@ def _torch_cuda(found: list[Path]) -> str | None:
     for site in found:
         text = _head(site / "torch/version.py", 1 << 14)
         if match := re.search(r"^cuda\b[^=]*=\s*(?:'([^']*)'|\"([^\"]*)\"|None)", text, re.MULTILINE):
-            return match[1] or match[2] or ""
+            is_amd = re.search(r"^hip\b[^=]*=\s*['\"]", text, re.MULTILINE)
+            return None if is_amd else match[1] or match[2] or ""
     return None
 
 

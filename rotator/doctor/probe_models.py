@@ -25,13 +25,16 @@ _SHOWN_MAX = 20
 MANIFESTS = ("overlay.json", "manifest.json")
 
 
-def look_at_model(engine: str, folder: Path, shown: str) -> Model:
-    """``shown`` is the path as the fleet file names it."""
+def look_at_model(engine: str, folder: Path, shown: str, *, weights: bool = True) -> Model:
+    """``shown`` is the path as the fleet file names it. Without ``weights`` they come from elsewhere, or in a form that
+    is not known here."""
     try:
         if not folder.is_dir():
             exists = folder.exists()
             why = "" if not exists else "it is a file" if folder.suffix != ".gguf" else ""
             return Model(engine, shown, exists and not why, trouble=why, has_tokenizer=True)
+        if not weights:
+            return Model(engine, shown, True, model_type=model_type(folder))
         return _folder(engine, folder, shown)
     except OSError as e:
         return Model(engine, shown, False, trouble=f"{e.filename or shown}: {e.strerror}")

@@ -142,3 +142,28 @@ def test_the_next_kernel_is_what_grub_would_start(tmp_path: Path, default: str, 
 
 def test_kernels_are_ordered_by_number():
     assert sorted(["6.8.0-9", "6.8.0-22", "6.17.0-1"], key=version_key) == ["6.8.0-9", "6.8.0-22", "6.17.0-1"]
+
+
+async def test_a_program_of_another_kind_is_not_judged_by_what_vllm_needs(machine: Machine):
+    machine.vllm("0.19.2", torch="2.9.0+cpu", cuda=None)
+    fleet = FLEET.replace("/opt/vllm/bin/vllm, serve, /models/qwen", "/opt/vllm/bin/python, -m, my.server")
+    assert (await machine.examined(fleet=fleet)).is_well
+
+
+async def test_weights_that_are_made_up_are_not_looked_for(machine: Machine):
+    for shard in (machine.root / "models/qwen").glob("model*"):
+        shard.unlink()
+    assert (await machine.finding("files.model-incomplete")).stops_launch
+    assert (await machine.examined(fleet=FLEET.replace("--enable", "--load-format=dummy, --enable"))).is_well
+
+
+async def test_a_package_that_python_is_shown_elsewhere_is_not_missed(machine: Machine):
+    site = machine.root / "opt/vllm/lib/python3.12/site-packages"
+    (site / "vllm/__init__.py").unlink()
+    (site / "vllm").rmdir()
+    shown = FLEET.replace('DEV_MODE: "1"', 'DEV_MODE: "1", PYTHONPATH: "/src/vllm"')
+    assert (await machine.examined(fleet=shown)).is_well
+    machine.write("/home/me/.local/lib/python3.12/site-packages/vllm/__init__.py")
+    script = "#!/opt/vllm/bin/python\nfrom vllm.entrypoints.cli.main import main\n"
+    machine.write("/home/me/.local/bin/vllm", script, 0o755)
+    assert (await machine.examined(fleet=FLEET.replace("/opt/vllm/bin/vllm", "/home/me/.local/bin/vllm"))).is_well
