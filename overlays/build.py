@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import enum
 import fnmatch
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from packaging.specifiers import SpecifierSet
@@ -20,6 +23,7 @@ from overlays.source import Source
 from overlays.sources import Source as Build
 
 SEARCHED_MAX = 400  # files parsed to find one that moved
+PROBE_DEADLINE_S = 30.0  # they take milliseconds
 
 
 class Result(enum.StrEnum):
@@ -189,14 +193,35 @@ def _edited(build: Build, patch: Patch, changed: Mapping[str, bytes], places: Ma
     return files
 
 
-def probe(patch: Patch, view: View) -> Verdict | NotHere:
-    """What the patch's probe says. Whatever it raises, but for NotHere, is "unknown"."""
+def probe(patch: Patch, view: View, deadline_s: float = PROBE_DEADLINE_S) -> Verdict | NotHere:
+    """What the patch's probe says. Whatever it raises, but for NotHere, is "unknown", and so is one that hangs."""
     try:
-        return patch.probe(view)
+        with _bounded(deadline_s):
+            return patch.probe(view)
     except NotHere as error:
         return error
     except Exception as error:  # the code under probe may do anything
         return Verdict(Finding.UNKNOWN, f"{type(error).__name__}: {error}")
+
+
+@contextlib.contextmanager
+def _bounded(deadline_s: float) -> Iterator[None]:
+    """Raise TimeoutError in code that does not end, again and again until it does; only in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError(f"not done after {deadline_s:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    running = signal.setitimer(signal.ITIMER_REAL, deadline_s, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *running)  # whoever else had set one
 
 
 def _still_good(build: Build, patch: Patch, files: Mapping[str, bytes], outcome: Outcome) -> Outcome:

@@ -165,8 +165,9 @@ def status(root: Root, package: Annotated[str, typer.Option("--root", help="the 
 def use(path: Annotated[Path, typer.Argument(help="a bundle: ROOT/<hash>")]) -> None:
     """Mark a bundle as the current one of its build: the way back to an earlier one."""
     with _told():
-        bundle.make_current(path.absolute().parent, path.absolute())
-        out.print(f"current: {path.name}", markup=False)
+        chosen = path.resolve()
+        bundle.make_current(chosen.parent, chosen)
+        out.print(f"current: {chosen.name}", markup=False)
 
 
 @app.command()

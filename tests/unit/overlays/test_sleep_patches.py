@@ -4,7 +4,8 @@ import ast
 
 import pytest
 
-from overlays.build import Result, apply_all, known_version, try_patch
+from overlays.build import Result, View, apply_all, known_version, probe, try_patch
+from overlays.patch import Finding, Verdict
 from overlays.patches import (
     allocator_hook,
     attest,
@@ -104,6 +105,17 @@ def test_a_probe_that_breaks_fails_the_patch() -> None:
     outcome = try_patch(transactional_wake.PATCH, Memory({**stock(), CUMEM: broken}, "0.26.0"))
     assert outcome.result is Result.FAILED
     assert "the probe cannot tell" in outcome.reason
+
+
+def test_a_probe_that_never_ends_is_given_up() -> None:
+    endless = cumem(MIDDLE).replace(
+        "            handle = data.handle\n", "            while True:\n                pass\n", 1
+    )
+    build = Memory({**stock(), CUMEM: endless}, "0.26.0")
+    said = probe(transactional_wake.PATCH, View(build, {}, {"cumem": CUMEM}), deadline_s=0.05)
+    assert isinstance(said, Verdict)
+    assert said.finding is Finding.UNKNOWN
+    assert "not done after" in said.evidence
 
 
 def test_a_marker_in_the_text_retires_nothing() -> None:

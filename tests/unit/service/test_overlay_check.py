@@ -7,7 +7,7 @@ from rotator.core.overlay import BundledFile, RunFile, strangers
 from rotator.core.values import State
 from rotator.service.gates import EngineUnavailable
 from rotator.sim.clock import run
-from tests.fakes import make_box, make_service
+from tests.fakes import FakeLedger, make_box, make_service
 
 ONE = {"a": ((0, 1, 2, 3), 82.0)}
 CUMEM = BundledFile("vllm/device_allocator/cumem.py", "a" * 64, "b" * 64)
@@ -79,3 +79,21 @@ def test_code_that_was_not_compiled_from_the_file_is_another_code() -> None:
 
 def test_a_file_that_a_process_has_not_loaded_counts_by_its_bytes() -> None:
     assert strangers((CUMEM,), ((told(CUMEM, loaded=False, mark=None),),)) == ()
+
+
+def test_an_engine_that_is_found_running_other_files_is_not_adopted() -> None:
+    box, ledger = make_box(**ONE), FakeLedger()
+
+    async def first() -> None:
+        async with make_service(box, ledger=ledger) as service:
+            await service.ask("a")
+
+    async def second() -> None:
+        service = make_service(box, ledger=ledger)
+        service.loop.world.overlay_check = Check("it does not run the overlay")
+        async with service:
+            await service.until("a", State.QUARANTINED)
+            assert "found running, but unfit" in service.fleet.engines["a"].reason
+
+    run(first())
+    run(second())
