@@ -367,7 +367,9 @@ class FakeLedger:
     async def query(
         self, table: str, *, filters: Mapping[str, str], limit: int = 100, cursor: str | None = None
     ) -> Page:
-        assert table == "residencies"
+        assert table in ("residencies", "transitions")
+        if table == "transitions":
+            return Page((), None)
         rows = [{"engine": r.engine, "gpu": r.gpu, "held_bytes": r.held_bytes} for r in self.residencies.values()]
         return Page(tuple(rows), None)
 

@@ -6,11 +6,11 @@ from rotator.sim.faults import run as runs
 from rotator.sim.faults.script import Cut, Die, Disk, Kill, Nvml, Wedge
 from tests.simulation.faults.stories import ask, engine, played, story
 
-LONG = {"tokens": 400, "token_s": 0.2}
+LONG = ask(1, "a", tokens=400, token_s=0.2)
 
 
 def test_a_wedge_under_work_is_noticed_and_its_engine_serves_again() -> None:
-    outcome = played(ask(1, "a", **LONG), Wedge(8, "a", 200.0), ask(60, "a"), faults_end_s=90.0)
+    outcome = played(LONG, Wedge(8, "a", 200.0), ask(60, "a"), faults_end_s=90.0)
     assert outcome.checks["a wedge is noticed"] > 0
     assert outcome.requests["whole"] >= 1
     assert outcome.injected["evidence collected"] >= 1
@@ -18,7 +18,7 @@ def test_a_wedge_under_work_is_noticed_and_its_engine_serves_again() -> None:
 
 def test_without_the_watchdog_the_same_wedge_breaks_its_invariant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(runs.WATCHDOG, "enabled", False)
-    outcome = runs.run_script(story(ask(1, "a", **LONG), Wedge(8, "a", 200.0), faults_end_s=90.0))
+    outcome = runs.run_script(story(LONG, Wedge(8, "a", 200.0), faults_end_s=90.0))
     assert outcome.failure is not None
     assert outcome.failure[0] == "a wedge is noticed"
 

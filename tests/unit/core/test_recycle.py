@@ -1,9 +1,10 @@
 """Planned restarts: only in a quiet moment, with the reason in the plan."""
 
 from dataclasses import replace
+from typing import Any
 
 from rotator.core.planner import plan
-from rotator.core.values import Action, Calendar, Demand, Engine, Policy, Window
+from rotator.core.values import Action, Calendar, Demand, Engine, Plan, Policy, Window
 from tests.unit.core.fleets import awake, engine, evicted, only_swap, snapshot, waiting
 
 WHY = "what it keeps asleep grew from 13.0 GiB to 41.0 GiB on a GPU in 2 cycles"
@@ -11,11 +12,11 @@ QUIET = Policy(restart_quiet_s=100)
 NOW_S = 1000.0
 
 
-def due(name: str = "a", **more: object) -> Engine:
+def due(name: str = "a", **more: Any) -> Engine:
     return awake(name, restart_why=WHY, **more)
 
 
-def planned(*engines: Engine, **more: object):  # type: ignore[no-untyped-def]
+def planned(*engines: Engine, **more: Any) -> Plan:
     return plan(replace(snapshot(*engines, now_s=NOW_S, policy=QUIET), **more))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -60,7 +61,8 @@ def test_standing_still_alone_condemns_nobody_while_probes_are_answered_or_still
 
 @pytest.mark.parametrize("moves", ["generated", "prompted", "steps", "kv_share"])
 def test_a_long_prefill_is_alive_as_long_as_anything_of_it_moves(moves: str) -> None:
-    vitals = [replace(v, **{moves: i * 0.001}) for i, v in enumerate(still(600))]
+    change: dict[str, Any] = {}
+    vitals = [replace(v, **(change | {moves: i * 0.001})) for i, v in enumerate(still(600))]
     assert set(kinds(looks(OLD, vitals)[1])) == {Kind.WELL}
 
 
@@ -110,7 +112,7 @@ def test_a_wedge_is_noticed_within_the_time_that_is_promised() -> None:
     assert noticed_within_s(BOUNDS, every_s=5, probe_deadline_s=50) == 95
 
 
-# -- throughput and acceptance -------------------------------------------------------------------------------------------
+# -- throughput and acceptance ----------------------------------------------------------------------------------------
 
 
 def decoding(rates: Iterable[float], running: int = 4) -> list[Vitals]:
@@ -162,7 +164,7 @@ def test_poor_later_positions_or_few_drafts_are_no_loss_of_draft_weights() -> No
     assert set(kinds(looks(OLD, drafting([(0.0, 0.0)] * 30), few)[1])) == {Kind.WELL}
 
 
-# -- residue -------------------------------------------------------------------------------------------------------------
+# -- residue ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
