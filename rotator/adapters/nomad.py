@@ -110,6 +110,7 @@ class NomadLauncher:
         self._resync_s = resync_s
         self._specs: dict[EngineName, LaunchSpec] = {}
         self._parsed: dict[EngineName, tuple[JobText, Json]] = {}
+        self._seen: dict[EngineName, frozenset[int]] = {}  # process ids on other nodes
         self._kept: dict[EngineName, str] = {}  # what was last copied of its log
 
     async def close(self) -> None:
@@ -315,10 +316,9 @@ class NomadLauncher:
     async def pids(self, handle: Handle) -> frozenset[int]:
         ref = _ref_of(handle)
         if _is_remote(ref) and self._agents is not None:
-            try:
-                return await self._agents.pids(handle.engine, ref.nodes, deadline_s=PIDS_S)
-            except NodeError as e:
-                raise LaunchError(str(e)) from None
+            with contextlib.suppress(NodeError):  # else as it was last seen
+                self._seen[handle.engine] = await self._agents.pids(handle.engine, ref.nodes, deadline_s=PIDS_S)
+            return self._seen.get(handle.engine, frozenset())
         return frozenset(proc.pid for proc in await self._local(ref.allocs, ref.port or None, handle.engine))
 
     async def _local(self, allocs: tuple[str, ...], port: int | None, engine: EngineName) -> tuple[Proc, ...]:
@@ -365,6 +365,7 @@ class NomadLauncher:
                     raise LaunchError(f"engine '{handle.engine}': Nomad has not ended allocation {said}")
                 await follower.changed(within_s=min(1.0, max(POLL_S, kill_at_s - clock())))
         await self._end_leftovers(handle.engine, ref)
+        self._seen.pop(handle.engine, None)
 
     async def _kill(self, ref: NomadRef) -> None:
         """SIGKILL to its own tasks at once, not to what waits for its VRAM afterwards. Deregistering does the rest, and

@@ -68,7 +68,12 @@ def engines(views: Sequence[Mapping[str, Any]]) -> Group:
             for e in views
         ),
     )
-    return Group(made, *(Text(f"  {e['name']}: {e['reason']}", style="dim") for e in views))
+    return Group(made, *(Text(f"  {e['name']}: {_words(e)}", style="dim") for e in views))
+
+
+def _words(engine: Mapping[str, Any]) -> str:
+    """Why it is as it is, then what its launcher has to say of it."""
+    return "; ".join([engine["reason"], *engine.get("notes", ())])
 
 
 def gpus(views: Sequence[Mapping[str, Any]]) -> Group:

@@ -15,6 +15,7 @@ from rotator.ports import (
     EngineUnreachable,
     GpuReading,
     Handle,
+    LauncherAway,
     LaunchError,
     LaunchSpec,
     LedgerError,
@@ -216,15 +217,24 @@ class Adopter:
         if launcher is None or record.launcher == "attach":
             return
         spec = LaunchSpec(record.engine, record.launcher, (), {}, record.url, "")
-        handle = await launcher.find(spec, record.ref)
-        if handle is None:
-            return
         try:
+            if (handle := await launcher.find(spec, record.ref)) is None:
+                return
             await launcher.stop(handle, grace_s=10.0)
             self._world.bus.publish("orphan.stopped", record.engine, reason="it is no longer in the configuration")
+        except LauncherAway as e:
+            self._world.bus.publish("orphan.left", record.engine, reason=f"{e}; tried again every {_LOOK_AGAIN_S:g} s")
+            again = asyncio.create_task(self._end_orphan_later(record))
+            self._waiting.add(again)
+            again.add_done_callback(self._waiting.discard)
         except Exception as e:
             _log.exception("stopping %s", record.engine)
             self._world.bus.publish("orphan.left", record.engine, reason=str(e))
+
+    async def _end_orphan_later(self, record: EngineRecord) -> None:
+        """What starts engines does not answer: nobody can end this one yet, and nothing else waits for it."""
+        await asyncio.sleep(_LOOK_AGAIN_S)
+        await self._end_orphan(record)
 
     async def _resolve(self, transitions: list[OpenTransition], state: State) -> None:
         for transition in transitions:

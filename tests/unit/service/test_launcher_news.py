@@ -3,7 +3,7 @@
 import asyncio
 
 from rotator.core.values import State
-from rotator.ports import LauncherNews
+from rotator.ports import LauncherAway, LauncherNews
 from rotator.service.mailbox import LauncherTold
 from rotator.sim.clock import run
 from tests.fakes import Service, make_box, make_service
@@ -65,5 +65,27 @@ def test_an_error_of_cuda_in_its_log_is_part_of_why_an_engine_failed() -> None:
             box.engines["a"].die("exit code 1")
             await service.until("a", State.FAILED)
             assert "exit code 1; CUDA: illegal memory access" in service.operator.engine("a").reason
+
+    run(story())
+
+
+def test_an_engine_that_is_no_longer_configured_is_ended_once_its_launcher_answers() -> None:
+    async def story() -> None:
+        box = make_box(**ONE, b=((1,), 80.0))
+        async with make_service(box) as service:
+            await service.ask("a")
+            await service.ask("b")
+        left = service.config.model_copy(update={"engines": service.config.engines[:1]})
+        again = make_service(box, left, service.ledger)
+        again.launcher.find_error = LauncherAway("Nomad is away")
+        async with again:
+            await asyncio.sleep(1)
+            seen = [e.kind for e in again.bus.since(0)]
+            assert "orphan.left" in seen
+            assert box.engines["b"].running
+            again.launcher.find_error = None
+            await asyncio.sleep(10)
+            assert not box.engines["b"].running
+            assert box.engines["a"].running
 
     run(story())
