@@ -234,6 +234,9 @@ class TestMxfp4Loader:
         files = patched(mxfp4_loader.PATCH, build(mxfp4=text))
         assert files[MXFP4].count(b"torch.cuda.empty_cache()") == 2
 
+    def test_only_weights_are_dropped_and_not_the_layer(self) -> None:
+        assert b"del w13, w2, bias\n" in patched(mxfp4_loader.PATCH, build())[MXFP4]
+
     def test_a_loader_that_empties_the_cache_is_upstream(self) -> None:
         text = STOCK[LOADER] + "            import torch\n\n            torch.accelerator.empty_cache()\n"
         assert try_patch(mxfp4_loader.PATCH, build(loader=text)).result is Result.UPSTREAM

@@ -67,8 +67,8 @@ class TestPruning:
         assert len(fits[0]) <= len(fits[1]) <= len(fits[2])
 
     def test_a_configuration_of_exactly_the_limit_fits(self) -> None:
-        exact, above = Config(101376), Config(101377)
-        assert pruner(SM120)([exact, above], {}) == [exact]
+        exact, above, small = Config(101376), Config(101377), Config(10)
+        assert pruner(SM120)([exact, above, small], {}) == [exact, small]
 
     def test_without_cuda_everything_is_kept(self) -> None:
         large = [Config(10**9), Config(10**8)]
@@ -181,6 +181,11 @@ class TestEstimates:
         for launch in REPORTED:
             if launch.sm == sm:
                 assert (launch.estimate_bytes <= limit) == (launch.bytes <= limit), launch
+
+    def test_chunks_too_small_for_asynchronous_products_are_not_charged_for_them(self) -> None:
+        short = [launch for launch in REPORTED if launch.kernel == "output" and launch.chunk == 32 and launch.sm >= 90]
+        assert short
+        assert all(launch.estimate_bytes - launch.bytes <= 32 for launch in short)
 
     def test_a_launch_without_its_arguments_has_no_estimate(self) -> None:
         for estimate in (shared_memory.chunk_delta_h_bytes, shared_memory.chunk_fwd_o_bytes):
