@@ -124,8 +124,12 @@ class Door:
     async def _carry(self, scope: Scope, send: Send, viewer: Viewer) -> Response | None:
         try:
             await self._room.ready()
+        except PageDown as e:
+            return _html(plain.down(str(e)), 503)
+        try:
             await self._pipe.request(self._room.socket, scope, send, viewer.headers())
         except PageDown as e:
+            self._room.give_up()
             return _html(plain.down(str(e)), 503)
         return None
 

@@ -86,6 +86,11 @@ class Room:
         self.guests -= 1
         self._rearm()
 
+    def give_up(self) -> None:
+        """It does not answer: it goes, and the next visit begins another."""
+        _log.error("the page's process does not answer and is ended")
+        self._end_soon()
+
     async def close(self) -> None:
         if self._idle is not None:
             self._idle.cancel()
@@ -182,9 +187,12 @@ class Room:
 
     def _rest(self) -> None:
         if self.guests == 0:
-            ending = asyncio.create_task(self._end_process())
-            self._ending.add(ending)
-            ending.add_done_callback(self._ending.discard)
+            self._end_soon()
+
+    def _end_soon(self) -> None:
+        ending = asyncio.create_task(self._end_process())
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
 
 
 async def _end(process: asyncio.subprocess.Process | None) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -50,24 +51,30 @@ async def _serve(folder: Path) -> None:
         uvicorn.Config(outer, uds=str(folder / "page"), access_log=False, log_config=None, ws="websockets-sansio")
     )
     looking = asyncio.create_task(model.run())
-    await _on_end_of_input(server)
+    left = _Left(server)
+    asyncio.get_running_loop().add_reader(0, left.look)
     try:
         await server.serve()
     finally:
         looking.cancel()
         await asyncio.gather(looking, return_exceptions=True)
         await model.source.close()
+        if left.alone:  # nobody else is there to do it
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _on_end_of_input(server: uvicorn.Server) -> None:
+class _Left:
     """The service holds the other end of our standard input: when it is gone, so are we."""
 
-    def gone() -> None:
+    def __init__(self, server: uvicorn.Server) -> None:
+        self._server = server
+        self.alone = False
+
+    def look(self) -> None:
         if not os.read(0, 4096):
             asyncio.get_running_loop().remove_reader(0)
-            server.should_exit = server.force_exit = True
-
-    asyncio.get_running_loop().add_reader(0, gone)
+            self.alone = True
+            self._server.should_exit = self._server.force_exit = True
 
 
 def _page(model: Model) -> None:

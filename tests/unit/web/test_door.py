@@ -26,6 +26,7 @@ class FakeRoom:
         self.guests = 0
         self.down = ""
         self.begun = 0
+        self.given_up = False
 
     @property
     def socket(self) -> str:
@@ -42,6 +43,9 @@ class FakeRoom:
     def leave(self) -> None:
         self.guests -= 1
 
+    def give_up(self) -> None:
+        self.given_up = True
+
     async def close(self) -> None:
         return None
 
@@ -50,6 +54,8 @@ class FakePipe:
     """Answers with what it was told of the viewer."""
 
     async def request(self, socket: str, scope: Scope, send: Send, more: Mapping[str, str]) -> None:
+        if scope["path"] == "/_nicegui/hangs":
+            raise PageDown("it did not answer")
         headers = [(k.encode(), v.encode()) for k, v in more.items()]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b"the page"})
@@ -176,6 +182,12 @@ def test_while_the_page_is_down_the_browser_is_told_and_asks_again(room: FakeRoo
         assert answer.status_code == 503
         assert "&lt;code&gt;" in answer.text
         assert 'http-equiv="refresh"' in answer.text
+
+
+def test_a_page_that_does_not_answer_is_given_up_so_that_the_next_visit_begins_another(room: FakeRoom):
+    with browser(room) as client:
+        assert client.get("/_nicegui/hangs").status_code == 503
+    assert room.given_up
 
 
 def test_what_a_viewer_claims_to_be_is_not_believed(room: FakeRoom):
