@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rotator.check.findings import Finding, Surroundings, error, warning
+from rotator.check.jobs import check_jobs
 from rotator.check.nomad import check_nomad
 from rotator.check.planned import is_allowed, ledger_url, names_gpu, placed, planned_engines, planned_gpus
 from rotator.check.turns import check_bounds, check_calendar
@@ -23,6 +24,7 @@ async def check_fleet(fleet: FleetConfig, devices: Devices, around: Surroundings
     for engine in fleet.engines:
         found += _engine(engine, around)
     found += check_nomad(fleet, around)
+    found += check_jobs(fleet, around)
     found += _host_memory(fleet, around)
     found += await _gpus(fleet, devices, around)
     return tuple(found)

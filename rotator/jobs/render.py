@@ -65,13 +65,18 @@ def render_all(site: Site) -> tuple[Rendered, ...]:
 def render_text(name: str, site: Path) -> tuple[str, str]:
     """HCL and variables of one job. ``name``: an engine of the site, or a recipe that one engine of it uses."""
     loaded = load_site(site)
-    if name not in names(loaded):
-        users = [engine for engine, config in loaded.engines.items() if config.recipe == name]
-        if len(users) > 1:
-            raise JobsError(f"recipe '{name}': engines {', '.join(users)} use it: name the engine")
-        name = users[0] if users else name
-    made = render(loaded, name)
+    made = render(loaded, named(loaded, name))
     return made.hcl, made.variables
+
+
+def named(site: Site, name: str) -> str:
+    """The job that is meant: itself, or the one engine that uses the recipe of this name."""
+    users = [engine for engine, config in site.engines.items() if config.recipe == name]
+    if name in names(site) or not users:
+        return name
+    if len(users) > 1:
+        raise JobsError(f"recipe '{name}': engines {', '.join(users)} use it: name the engine")
+    return users[0]
 
 
 # -- engines ---------------------------------------------------------------------------------------------------------
