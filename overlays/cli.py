@@ -288,6 +288,7 @@ def _bundle_row(path: Path, current: dict[str, str], package: str) -> dict[str, 
     except OverlayError as error:
         wrong = str(error)
     is_current = path.name in current.values()
+    mounts = bundle.mounts(path.absolute(), facts, package) if facts and package and is_current else {}
     return {
         "bundle": path.name,
         "path": str(path.absolute()),
@@ -296,7 +297,11 @@ def _bundle_row(path: Path, current: dict[str, str], package: str) -> dict[str, 
         "current": is_current,
         "applied": [patch.name for patch in facts.patches if patch.result == Result.APPLIED.value] if facts else [],
         "wrong": wrong,
-        "mounts": bundle.mounts(path, facts, package) if facts and package and is_current else {},
+        "mounts": mounts,
+        "overlay": {  # as a site file of jobs has it
+            "root": str(path.absolute()),
+            "files": {str(Path(host).relative_to(path.absolute())): inside for host, inside in mounts.items()},
+        },
     }
 
 

@@ -297,4 +297,5 @@ class Rig:
             cuMemRetainAllocationHandle=retain,
             cuMemRelease=lambda handle: 0 if self.driver.release(plain(handle)) else 1,
             cuMemMap=put,
+            cuMemUnmap=lambda address, size: 0 if self.driver.unmap(plain(address), plain(size)) else 1,
         )

@@ -209,11 +209,13 @@ class BlockStates:
         except RuntimeError as error:  # the C side's unmap fails then, which the next call of ours finds and forgets
             self._log.warning("overlay: no memory to free %s bytes cleanly: %s", size, error)
             return
+        handle, none = ctypes.c_ulonglong(self._cell(data)), ctypes.c_ulonglong(0)
         for offset in range(piece, size, piece):
-            place = ctypes.c_ulonglong(address + offset)
-            if cuda.cuMemMap(place, ctypes.c_size_t(piece), ctypes.c_size_t(0), ctypes.c_ulonglong(self._cell(data)),
-                             ctypes.c_ulonglong(0)) != 0:  # fmt: skip
+            if cuda.cuMemMap(ctypes.c_ulonglong(address + offset), ctypes.c_size_t(piece), none, handle, none) != 0:
                 self._log.error("overlay: the range at %s could not be filled", address)
+                cuda.cuMemUnmap(ctypes.c_ulonglong(address), ctypes.c_size_t(offset))
+                self._release_cell(data)
+                self._set_cell(data, 0)
                 return
 
     def _libcuda(self) -> Any:

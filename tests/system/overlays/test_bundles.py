@@ -245,6 +245,8 @@ def test_mounts_name_each_file_where_the_engine_keeps_its_package(installed: Pat
     _, out, _ = command("status", "--out", root, "--root", "/opt/vllm/", "--json")
     mounts = json.loads(out)["bundles"][0]["mounts"]
     assert mounts[str(path / "files" / CUMEM)] == f"/opt/vllm/{CUMEM}"
+    overlay = json.loads(out)["bundles"][0]["overlay"]
+    assert (overlay["root"], overlay["files"][f"files/{CUMEM}"]) == (str(path), f"/opt/vllm/{CUMEM}")
     assert all(Path(host).is_file() for host in mounts)
 
 

@@ -64,6 +64,15 @@ def test_a_free_while_asleep_takes_one_small_piece_of_memory(patched: Any) -> No
     assert not machine.driver.error
 
 
+def test_a_free_while_asleep_that_runs_out_half_way_leaves_nothing(patched: Any) -> None:
+    machine = patched()
+    block = machine.allocate("weights", size=8 * GRANULARITY)
+    machine.allocator.sleep(("weights",))
+    machine.driver.lasting = {"map": 3}
+    machine.free(block)
+    assert machine.driver.physical_bytes() == 0
+
+
 def test_a_free_of_what_is_unknown_answers_all_the_same(patched: Any) -> None:
     machine = patched()
     assert machine.allocator.python_free_callback(0x1234) == (0, 0, 0x1234, 0)
