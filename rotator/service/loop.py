@@ -32,7 +32,7 @@ from rotator.core.values import (
     Step,
     Swap,
 )
-from rotator.ports import DeviceError, GpuReading, Handle, LauncherNews, Recovered
+from rotator.ports import DeviceError, GpuReading, Recovered
 from rotator.ports_nodes import HERE
 from rotator.service.adoption import Adopter
 from rotator.service.burial import Undertaker
@@ -56,9 +56,10 @@ from rotator.service.mailbox import (
     Tick,
     Unhealthy,
 )
+from rotator.service.news import News
 from rotator.service.owner import Facts
-from rotator.service.recorder import Recorder
 from rotator.service.progress import Progress
+from rotator.service.recorder import Recorder
 from rotator.service.records import ActiveSwap, EngineRuntime
 from rotator.service.recovery import Recovery
 from rotator.service.sentinel import Sentinel
@@ -69,7 +70,6 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 YIELD_AGAIN_S = 10.0  # an engine that could not yield (streams that cannot freeze) is not asked again before
-NEWS_BYTES = 64 << 20
 _OPENS = {Event.STARTED, Event.WOKE, Event.ADOPTED_AWAKE, Event.DRAIN_ABANDONED}
 _ENDS = {Event.GONE: "stopped", Event.GONE_FAULTY: "failed", Event.GONE_LIAR: "quarantined"}
 
@@ -88,6 +88,7 @@ class Loop:
         self.recovery = Recovery(world, self, self.undertaker)
         self.sentinel = Sentinel(self)
         self._refuser = Refuser(self)
+        self._news = News(self)
         self.active: dict[str, ActiveSwap] = {}
         self.last_plan = Plan()
         self.adopting = True
@@ -269,15 +270,15 @@ class Loop:
             case SwapEnded(id):
                 self._swap_ended(self.active.pop(id))
             case Exited(name, how, ref):
-                self._exited(name, how, ref)
+                self._news.exited(name, how, ref)
             case GpuRead(gpu, reading, error, begun_at_s):
-                self._gpu_read(gpu, reading, error, begun_at_s)
+                self._news.gpu_read(gpu, reading, error, begun_at_s)
             case PidsRead(name, ref, pids):
-                self._pids_read(name, ref, pids)
+                self._news.pids_read(name, ref, pids)
             case Unhealthy(name, ok):
-                self._health(name, ok)
+                self._news.health(name, ok)
             case LauncherTold(news):
-                self._launcher_told(news)
+                self._news.launcher_told(news)
             case Asked():
                 self.desk.take(message)
             case Do(action, done):
@@ -356,51 +357,8 @@ class Loop:
         if facts.held_bytes is not None:
             engine.held_bytes = dict(facts.held_bytes)
         if facts.handle is not None:
-            self._watch(engine, facts.handle)
+            self._news.watch(engine, facts.handle)
         self.recorder.note(engine)
-
-    def _watch(self, engine: EngineRuntime, handle: Handle) -> None:
-        if engine.watch:
-            engine.watch.cancel()
-
-        async def watch() -> None:
-            how = await self.world.launchers[handle.launcher].wait_exit(handle)
-            self.tell(Exited(engine.name, how, handle.ref))
-
-        engine.watch = asyncio.create_task(watch())
-
-    def _exited(self, name: EngineName, how: str, ref: object) -> None:
-        engine = self.fleet.engines.get(name)
-        if engine is None or engine.handle is None or engine.handle.ref != ref:
-            return
-        if engine.live and engine.state is not State.STOPPING:
-            self._apply(name, Event.FAULT, Facts(f"its process ended: {how}", kind="crashed"))
-
-    def _health(self, name: EngineName, ok: bool) -> None:
-        engine = self.fleet.engines.get(name)
-        if engine is None:
-            return
-        engine.unhealthy_probes = 0 if ok or engine.state is not State.AWAKE else engine.unhealthy_probes + 1
-        if engine.unhealthy_probes >= self.world.config.recovery.health_failures_max:
-            engine.unhealthy_probes = 0
-            self._apply(name, Event.FAULT, Facts("it did not answer /health several times in a row", kind="silent"))
-
-    def _launcher_told(self, news: LauncherNews) -> None:
-        """Shown and published; no engine's state follows from it."""
-        engine = self.fleet.engines.get(news.engine) if news.engine is not None else None
-        if news.engine is not None and engine is None:
-            return
-        notes = self.launcher_notes if engine is None else engine.notes
-        if news.over:
-            notes.pop(news.topic, None)
-        else:
-            notes[news.topic] = news.text
-        self.world.bus.publish(news.kind, news.engine, launcher=news.launcher, topic=news.topic, reason=news.text)
-
-    def _pids_read(self, name: EngineName, ref: object, pids: frozenset[int]) -> None:
-        engine = self.fleet.engines.get(name)
-        if engine and engine.handle and engine.handle.ref == ref:
-            engine.pids = pids
 
     def release(self, name: EngineName) -> None:
         """Let a quarantined or failed engine be wanted again. Only within the loop's task."""
@@ -414,27 +372,6 @@ class Loop:
         self.world.bus.publish(
             "gpu.cordoned" if reason is not None else "gpu.ok", gpu=gpu, reason=reason or "uncordoned"
         )
-
-    # -- GPUs --------------------------------------------------------------------------------------------------------
-
-    def _gpu_read(self, gpu: GpuId, reading: GpuReading | None, error: str | None, begun_at_s: float) -> None:
-        record = self.fleet.gpus.get(gpu)
-        if record is None:
-            return
-        before, here = record.health, [e for e in self.fleet.engines.values() if gpu in e.gpus]
-        charged = [engine.charge_on(gpu) for engine in here]
-        self.fleet.read(gpu, reading, error, claimed=gpu in self.claimed(), current=begun_at_s >= record.moved_at_s)
-        if record.health is not before:
-            self.world.bus.publish(f"gpu.{record.health.value}", gpu=gpu, reason=error or "it answers again")
-        for engine, known in zip(here, charged, strict=True):
-            if abs(engine.charge_on(gpu) - known) > NEWS_BYTES and not is_moving(engine.state):
-                self.recorder.note(engine)  # it was not measured when it came here, or it has grown since
-        if reading is not None:
-            for engine in here:
-                self.progress.read(engine, gpu, reading.used_bytes, self.now_s())
-            holders = {e.name: e.charge_on(gpu) for e in here}
-            holders["(foreign)"] = record.foreign_bytes
-            self.world.ledger.sample_vram(self._wall(), gpu, reading.used_bytes, holders)
 
     # -- decisions ---------------------------------------------------------------------------------------------------
 
@@ -464,7 +401,9 @@ class Loop:
         active = ActiveSwap(id, swap, self.now_s(), self._wall(), self.desk.begun(id, swap), seen)
         for step in swap.evict:
             engine = self.fleet.engines[step.engine]
-            engine.recycling = step.action is Action.STOP and bool(engine.restart_why) and swap.command is None
+            engine.recycling = (
+                step.action is Action.STOP and bool(engine.restart_why) and engine.restart_why in step.reason
+            )
         active.interrupts = any(seen.engines[step.engine].demand.in_flight for step in swap.evict)
         self.active[id] = active
         self.world.bus.publish("swap.begun", swap.admit.engine if swap.admit else None, id=id, plan=plan_json(swap))
