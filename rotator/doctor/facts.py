@@ -269,6 +269,7 @@ class NomadFacts:
     error: str = ""
     nodes: tuple[NomadNode, ...] = ()
     stop_grace_s: float = 0.0  # the longest of the engines that it runs
+    drifts: tuple[tuple[str, tuple[str, ...], str], ...] = ()  # engine, changed fields, why nobody can tell
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,14 @@ def judge_nomad(facts: Facts) -> Iterator[Finding]:
         yield broken("nomad.no-clients", "Nomad has no client", nomad.address, "start one: `nomad agent -client …`")
     for node in nomad.nodes:
         yield from _client(node, nomad)
+    for engine, lines, trouble in nomad.drifts:
+        if trouble:
+            what = f"engine '{engine}': no job can be made from its recipe"
+            yield risk("nomad.job", what, trouble, "`rotator jobs lint` and `rotator jobs render`", engine=engine)
+        elif lines:
+            what = f"engine '{engine}' is registered otherwise than its recipe and site say"
+            fix = f"`rotator jobs diff {engine}`; `rotator jobs run {engine}` brings it in, or correct the site file"
+            yield risk("nomad.drift", what, "; ".join(lines[:5]), fix, engine=engine)
 
 
 def _client(node: NomadNode, nomad: NomadFacts) -> Iterator[Finding]:

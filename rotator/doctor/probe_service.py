@@ -19,10 +19,13 @@ from rotator.adapters.ledger_database import head_revision, parse
 from rotator.adapters.loopback import listeners, process_name
 from rotator.adapters.nomad_access import access_of
 from rotator.adapters.nomad_client import NomadClient
+from rotator.adapters.nomad_words import diff_lines
 from rotator.adapters.proctable import read_marks
 from rotator.check.planned import ledger_url
-from rotator.config import FleetConfig
+from rotator.config import EngineConfig, FleetConfig
 from rotator.doctor.facts import LedgerFacts, NodeFacts, NomadFacts, NomadNode, Port, PortFacts, is_here
+from rotator.jobs.findings import JobsError
+from rotator.jobs.render import render_text
 from rotator.ports import LaunchError, LedgerError, NodeError
 
 NODE_S = 8.0
@@ -157,12 +160,27 @@ async def read_nomad(fleet: FleetConfig) -> NomadFacts | None:
         await client.leader()
         stubs = await client.nodes()
         whole = await asyncio.gather(*(client.node(str(stub["ID"])) for stub in stubs))
+        drifts = await asyncio.gather(*(_drift(client, e) for e in jobs if e.job is not None and e.job.site))
     except LaunchError as e:
         return NomadFacts(access.address, str(e))
     finally:
         await client.close()
     nodes = tuple(nomad_node(node) for node in whole if node is not None)
-    return NomadFacts(access.address, "", nodes, max(e.stop_grace_s for e in jobs))
+    return NomadFacts(access.address, "", nodes, max(e.stop_grace_s for e in jobs), tuple(drifts))
+
+
+async def _drift(client: NomadClient, engine: EngineConfig) -> tuple[str, tuple[str, ...], str]:
+    """How the registered job differs from what its recipe makes now. One that is not registered differs in nothing."""
+    if engine.job is None or engine.job.site is None:
+        return engine.name, (), ""
+    try:
+        hcl, variables = await asyncio.to_thread(render_text, engine.job.name or engine.name, engine.job.site)
+        job = await client.parse(hcl, variables)
+        if await client.job(str(job["ID"])) is None:
+            return engine.name, (), ""
+        return engine.name, diff_lines((await client.plan(job)).diff), ""
+    except (LaunchError, JobsError) as e:
+        return engine.name, (), str(e)
 
 
 # -- nodes -------------------------------------------------------------------------------------------------------------
