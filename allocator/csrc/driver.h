@@ -78,12 +78,9 @@ constexpr int CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID = 134;
 // X(member, exported symbol, parameters). The exported names carry the version suffixes of the driver's ABI.
 #define RA_DRIVER_CALLS(X)                                                                                          \
   X(Init, "cuInit", (unsigned))                                                                                     \
-  X(DriverGetVersion, "cuDriverGetVersion", (int*))                                                                 \
   X(GetErrorName, "cuGetErrorName", (CUresult, const char**))                                                       \
-  X(DeviceGetCount, "cuDeviceGetCount", (int*))                                                                     \
   X(DeviceGet, "cuDeviceGet", (CUdevice*, int))                                                                     \
   X(DeviceGetAttribute, "cuDeviceGetAttribute", (int*, int, CUdevice))                                              \
-  X(DeviceGetName, "cuDeviceGetName", (char*, int, CUdevice))                                                       \
   X(DeviceTotalMem, "cuDeviceTotalMem_v2", (std::size_t*, CUdevice))                                                \
   X(DevicePrimaryCtxRetain, "cuDevicePrimaryCtxRetain", (CUcontext*, CUdevice))                                     \
   X(DevicePrimaryCtxRelease, "cuDevicePrimaryCtxRelease_v2", (CUdevice))                                            \
@@ -113,12 +110,9 @@ constexpr int CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID = 134;
   X(MemcpyDtoHAsync, "cuMemcpyDtoHAsync_v2", (void*, CUdeviceptr, std::size_t, CUstream))                           \
   X(MemcpyDtoDAsync, "cuMemcpyDtoDAsync_v2", (CUdeviceptr, CUdeviceptr, std::size_t, CUstream))                     \
   X(MemsetD8Async, "cuMemsetD8Async", (CUdeviceptr, unsigned char, std::size_t, CUstream))                          \
-  X(StreamCreate, "cuStreamCreate", (CUstream*, unsigned))                                                          \
   X(StreamCreateWithPriority, "cuStreamCreateWithPriority", (CUstream*, unsigned, int))                             \
   X(StreamDestroy, "cuStreamDestroy_v2", (CUstream))                                                                \
   X(StreamSynchronize, "cuStreamSynchronize", (CUstream))                                                           \
-  X(StreamQuery, "cuStreamQuery", (CUstream))                                                                       \
-  X(StreamWaitEvent, "cuStreamWaitEvent", (CUstream, CUevent, unsigned))                                            \
   X(StreamIsCapturing, "cuStreamIsCapturing", (CUstream, int*))                                                     \
   X(EventCreate, "cuEventCreate", (CUevent*, unsigned))                                                             \
   X(EventDestroy, "cuEventDestroy_v2", (CUevent))                                                                   \
@@ -126,8 +120,8 @@ constexpr int CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID = 134;
   X(EventQuery, "cuEventQuery", (CUevent))                                                                          \
   X(EventSynchronize, "cuEventSynchronize", (CUevent))
 
-// Calls that a driver may lack. The last two exist only in the simulated driver: a digest of device memory, which a
-// kernel of our own gives on a GPU, and the factor between its bytes and the bytes it shows (see sim/box.h).
+// Calls that a driver may lack. The last exists only in the simulated driver: the factor between its bytes and the bytes
+// it shows (see sim/box.h).
 #define RA_DRIVER_OPTIONAL_CALLS(X)                                        \
   X(CtxRecordEvent, "cuCtxRecordEvent", (CUcontext, CUevent))              \
   X(ThreadExchangeStreamCaptureMode, "cuThreadExchangeStreamCaptureMode", (int*)) \
