@@ -154,7 +154,8 @@ class NomadLauncher:
 
     async def _must_be_free(self, spec: LaunchSpec, job_id: str) -> None:
         registered = await self._client.job(job_id)
-        if registered and (whose := stranger(registered, engine=spec.engine, service=self._service_id)):
+        is_over = registered is None or registered.get("Status") == "dead"
+        if not is_over and (whose := stranger(registered or {}, engine=spec.engine, service=self._service_id)):
             raise LaunchError(f"engine '{spec.engine}': {whose}")
         if running := [a for a in await self._client.allocations(job_id) if is_live(a)]:
             names = ", ".join(map(short_id, running))
