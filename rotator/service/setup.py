@@ -132,8 +132,8 @@ class Setup:
         ]
         problems += [words for engine in config.engines if (words := self._misplaced(engine)) is not None]
         problems += [
-            f"engine '{engine.name}'.launcher: '{engine.launcher}' is not available: give it what it needs and restart the "
-            "service, or start the engine yourself and use launcher 'attach' with its url"
+            f"engine '{engine.name}'.launcher: '{engine.launcher}' is not available: give it what it needs and restart "
+            "the service, or start the engine yourself and use launcher 'attach' with its url"
             for engine in config.engines
             if engine.launcher not in self._loop.world.launchers
         ]
