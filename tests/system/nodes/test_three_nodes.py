@@ -31,8 +31,8 @@ async def test_engines_of_three_nodes_take_turns_and_a_lost_agent_stops_only_its
     await rig.until_state("wide", "asleep")
     await rig.until_state("on-b", "awake")
     await rig.until_state("on-c", "awake")
-    gpus = {g["id"].partition("/")[0]: g for g in await rig.get("/gpus")}
-    assert set(gpus) == {"a", "b", "c"}
+    ids = [g["id"] for g in await rig.get("/gpus")]
+    assert [id.partition("/")[0] for id in ids] == ["a", "b", "c"]
 
     # An engine on three nodes is wanted: both engines in its way, on two of them, yield.
     assert await rig.say("wide", tokens=6)
@@ -48,6 +48,10 @@ async def test_engines_of_three_nodes_take_turns_and_a_lost_agent_stops_only_its
     nodes = {row["name"]: row for row in (await rig.get("/ledger?table=nodes"))["rows"]}
     assert {n: row["reachable"] for n, row in nodes.items()} == {"a": True, "b": True, "c": True}
     assert {row["node"] for row in (await rig.get("/ledger?table=gpus"))["rows"]} == {"a", "b", "c"}
+
+    # A GPU of another node is named as in the fleet file.
+    assert (await rig.post("/gpus/c/0/cordon", reason="fan"))["health"] == "cordoned"
+    assert (await rig.post("/gpus/c/0/uncordon"))["id"] == next(id for id in ids if id.startswith("c/"))
 
     # A killed agent makes its node's GPU unknown; serving on other nodes goes on.
     assert await rig.say("on-c")
