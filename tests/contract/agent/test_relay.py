@@ -1,6 +1,7 @@
 """Requests through an agent: as if the engine had been asked itself, also where it fails."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -9,6 +10,7 @@ from aiohttp import web
 
 from rotator.adapters.agents import Agents
 from rotator.adapters.vllm import VllmControl
+from rotator.agent.run import listen
 from rotator.ports import EngineUnreachable
 from rotator.service.channel import Lost
 from rotator.service.pool import Pool, Unreachable
@@ -47,6 +49,11 @@ async def test_a_request_reaches_the_engine_as_it_was_sent_but_for_what_is_ours(
     assert b'"body": "hello"' in told
     assert b"x-client" in told.lower()
     assert b"authorization" not in told.lower()
+
+
+def test_what_an_agent_accepts_may_send_small_answers_at_once() -> None:
+    with listen("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP, "asyncio sets TCP_NODELAY on nothing else: 40 ms a request"
 
 
 async def test_a_stream_comes_piece_by_piece_and_breaks_off_where_the_engine_does(agents: Agents, pool: Pool) -> None:
