@@ -55,6 +55,22 @@ class Admitter:
         )
         return done
 
+    async def doomed(self, step: Step) -> str | None:
+        """Why a start surely fails, asked before anybody yields for it: a refused launch leaves nothing behind, a crash
+        does."""
+        look, engine = self._world.preflight, self._owner.runtime(step.engine)
+        if step.action is not Action.START or look is None or not self._world.config.recovery.preflight:
+            return None
+        return await look(engine.config, engine.spec)
+
+    async def refuse(self, step: Step, active: ActiveSwap, entry: Entry, why: str) -> None:
+        """Fail a start without having tried it: it comes back after its backoff like any other."""
+        engine = self._owner.runtime(step.engine)
+        if await self._owner.moved(engine.name, Event.LAUNCH, Facts(step.reason)):
+            await self._fail(engine, active, entry, Event.FAULT, f"its start failed: {why}")
+        else:
+            await entry.close("abandoned", engine.state, error=why)
+
     async def _fail(
         self,
         engine: EngineRuntime,
@@ -138,21 +154,11 @@ class Admitter:
     async def _launch(self, engine: EngineRuntime) -> Handle:
         launcher = self._world.launchers[engine.config.launcher]
         if engine.config.launcher != "attach":
-            await self._look_before(engine)
             return await launcher.start(engine.spec)
         handle = await launcher.find(engine.spec, None)
         if handle is None:
             raise LaunchError(f"nothing answers at {engine.url}: start the engine there, it is attached and not ours")
         return handle
-
-    async def _look_before(self, engine: EngineRuntime) -> None:
-        """Raises StartFailed for what surely cannot start: a refused launch leaves nothing behind, a crash does."""
-        look = self._world.preflight
-        if look is not None and self._world.config.recovery.preflight:
-            if (why := await look(engine.config, engine.spec)) is not None:
-                raise StartFailed(why)
-            if engine.state is not State.STARTING:
-                raise StartFailed(engine.reason)  # it was given up meanwhile
 
     async def _ready(self, engine: EngineRuntime, give_up_at_s: float) -> None:
         """Return once it answers /health. Raises StartFailed at the deadline, or when it died meanwhile."""
