@@ -25,6 +25,7 @@ from rotator.agent.relay import PREFIX, Receive, Relay, Scope, Send, refuse
 from rotator.agent.settings import AgentConfig, load, read_token
 from rotator.config import ConfigError
 from rotator.ports import Devices
+from rotator.ports_nodes import TOKEN_HEADER
 from rotator.ports_watchdog import GpuReports
 
 API_BYTES_MAX = 64 << 10
@@ -42,12 +43,12 @@ class Front:
     def __init__(self, api: Any, relay: Relay, token: str) -> None:
         self._api = api
         self._relay = relay
-        self._word = f"Bearer {token}".encode()
+        self._word = token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_socket = scope["type"] == "websocket"
         headers = dict(scope["headers"])
-        if not hmac.compare_digest(headers.get(b"authorization", b""), self._word):
+        if not hmac.compare_digest(headers.get(TOKEN_HEADER.encode(), b""), self._word):
             await refuse(send, 401, "the token is not the one of this agent", "unsent", is_socket=is_socket)
         elif scope["raw_path"].startswith(PREFIX):
             await self._relay.serve(scope, receive, send)
