@@ -162,6 +162,7 @@ class Setup:
     def _limits(self, config: FleetConfig) -> None:
         gateway, policies, traffic = config.gateway, config.policies, self._loop.world.traffic
         traffic.shares = {key.name: key.share for key in config.keys}
+        traffic.waiting_max = {key.name: key.waiting_max for key in config.keys if key.waiting_max is not None}
         traffic.queue_total_max = gateway.queue_total_max
         traffic.configure(
             {
