@@ -7,6 +7,7 @@ import os
 import secrets
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -44,6 +45,7 @@ from rotator.service.api import create_api
 from rotator.service.callouts import call_out
 from rotator.service.directory import FleetDirectory
 from rotator.service.events import EventBus
+from rotator.service.federation import Federation
 from rotator.service.fleet import Fleet
 from rotator.service.front import Front
 from rotator.service.gateway import Gateway
@@ -51,6 +53,7 @@ from rotator.service.journal import Journal
 from rotator.service.keys import Keys
 from rotator.service.loop import Loop
 from rotator.service.mailbox import LauncherTold
+from rotator.service.measuring import measure
 from rotator.service.metrics import Metrics
 from rotator.service.operator import Operator
 from rotator.service.quotas import Quotas
@@ -58,7 +61,8 @@ from rotator.service.sessions import Sessions
 from rotator.service.setup import Setup
 from rotator.service.timers import Timers
 from rotator.service.traffic import Traffic
-from rotator.service.wire import CorkedProtocol
+from rotator.service.tls import open_tls, read_certificates
+from rotator.service.wire import bounded
 from rotator.service.world import World
 from rotator.web.house import open_page
 
@@ -96,6 +100,7 @@ class _Service:
     async def run(self) -> int:
         """Raises ConfigError or RotatorError if it cannot start."""
         self._bind = self._config.bind  # as it is until the end, whatever a reload says
+        self._tls = open_tls(self._bind.tls) if self._bind.tls is not None else None
         self._listener = _listen(self._config)
         async with self._world() as (world, fleet):
             self._loop = loop = Loop(world, fleet)
@@ -113,11 +118,13 @@ class _Service:
             timers.start()
             webhooks = Webhooks(self._config.webhooks, os.environ)
             calling = asyncio.create_task(call_out(world.bus, webhooks.tell))
+            measuring = asyncio.create_task(measure(loop, self._metrics))
             try:
                 await self._serve(world)
             finally:
                 timers.stop()
                 calling.cancel()
+                measuring.cancel()
                 await webhooks.close()
                 deciding.cancel()
                 await asyncio.gather(deciding, return_exceptions=True)
@@ -259,10 +266,11 @@ class _Service:
             authorize=keys.authorize_operator,
             guard=keys.guard,
             metrics_registry=self._metrics.registry,
+            engine_metrics=Federation(self._loop, world.control, self._metrics).text,
             logs=FileLogs(redactor({**os.environ, **{k: v for e in config.engines for k, v in e.env.items()}})),
         )
         page = open_page(self._operator, world.bus, api, keys, config.page, config.state_dir / "logs" / "page.log")
-        server = _Server(uvicorn_config(Front(gateway, api, page), config))
+        server = _Server(uvicorn_config(Front(gateway, api, page), config, self._tls))
         self._on_signals()
         try:
             await self._until_stopped(server, world)
@@ -330,6 +338,8 @@ class _Service:
         new = await asyncio.to_thread(load, self._path)
         if not new.keys and not self._bind.is_loopback:
             raise ConfigError(["keys: this service listens beyond loopback: keep a key, or restart it on 127.0.0.1"])
+        if self._tls is not None and new.bind.tls is not None:
+            await asyncio.to_thread(read_certificates, self._tls, new.bind.tls)
         kept = {e.name for e in new.engines}
         gone = [e.name for e in self._loop.all_runtimes() if e.name not in kept and is_live(e.state)]
         await asyncio.gather(
@@ -370,12 +380,13 @@ def _listen(config: FleetConfig) -> socket.socket:
     return listener
 
 
-def uvicorn_config(app: Any, config: FleetConfig) -> uvicorn.Config:
+def uvicorn_config(app: Any, config: FleetConfig, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         host=config.bind.host,
         port=config.bind.port,
-        http=CorkedProtocol,
+        http=bounded(config.http),
+        ssl_context_factory=None if tls is None else lambda _, __: tls,
         ws="websockets-sansio",
         lifespan="off",
         access_log=False,

@@ -101,11 +101,13 @@ class Admitter:
             await self._world.control.wake(engine.url, level=level, deadline_s=deadline_s)
         woken = clock()
         active.phases_s["wake"] = woken - begun
+        active.timeline.append(("wake", engine.name, begun, woken))
         reading = asyncio.ensure_future(self._readings(engine))
         try:
             facts = await self._judge(engine)
         finally:
             active.phases_s["canary"] = clock() - woken
+            active.timeline.append(("canary", engine.name, woken, clock()))
             after = await reading
         held = held_by(after, engine.pids) if after else None
         moved = sum(engine.awake_on(gpu) - size for gpu, size in rest.items())
@@ -144,9 +146,12 @@ class Admitter:
         await self._owner.learned(engine.name, Facts("", handle=handle))
         await self._world.ledger.put_engine(engine.record())
         await self._ready(engine, begun + engine.config.start_deadline_s)
-        active.phases_s["start"] = clock() - begun
+        ready = clock()
+        active.phases_s["start"] = ready - begun
+        active.timeline.append(("start", engine.name, begun, ready))
         facts = await self._first_impression(engine, handle, before)
-        active.phases_s["canary"] = clock() - begun - active.phases_s["start"]
+        active.phases_s["canary"] = clock() - ready
+        active.timeline.append(("canary", engine.name, ready, clock()))
         facts = _with(facts, step, facts.held_bytes, start_s=clock() - begun)
         # While it started nobody could tell its bytes from others': what came meanwhile must be known to the next plan.
         return await self._owner.moved(engine.name, Event.STARTED, facts, await self._readings(engine))

@@ -72,7 +72,7 @@ class Gateway:
         self._quotas = quotas or Quotas()
         self._bodies = Bodies(bodies_bytes_max)
         self._stored = Stored(traffic, directory, self._upstream)
-        self._proxy = Proxy(self._upstream, bus, config.keepalive_s, self._stored.learn)
+        self._proxy = Proxy(self._upstream, bus, config.keepalive_s, self._stored.learn, metrics)
         self._notices = Notices(traffic, directory)
         outside = os.environ if environ is None else environ
         self._fallback = Fallback(traffic, directory, self._proxy, bus, metrics, outside, self._quotas)

@@ -209,6 +209,11 @@ class Traffic:
         since_s = gate.waiters.first_since_s if gate else None
         return 0.0 if since_s is None else self.now_s() - since_s
 
+    def wait_bound_s(self, engine: EngineName) -> float:
+        """How long a request may wait for it at most; 0 for an engine that is not configured."""
+        gate = self._gates.get(engine)
+        return gate.limits.wait_deadline_s if gate else 0.0
+
     def weight(self, engine: EngineName) -> float:
         """How many wait, no client counted above its maximum; streams that stand still count as waiting."""
         gate = self._gates.get(engine)
