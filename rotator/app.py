@@ -45,7 +45,6 @@ from rotator.service.api import create_api
 from rotator.service.callouts import call_out
 from rotator.service.directory import FleetDirectory
 from rotator.service.events import EventBus
-from rotator.service.federation import Federation
 from rotator.service.fleet import Fleet
 from rotator.service.front import Front
 from rotator.service.gateway import Gateway
@@ -53,15 +52,14 @@ from rotator.service.journal import Journal
 from rotator.service.keys import Keys
 from rotator.service.loop import Loop
 from rotator.service.mailbox import LauncherTold
-from rotator.service.measuring import measure
 from rotator.service.metrics import Metrics
 from rotator.service.operator import Operator
 from rotator.service.quotas import Quotas
 from rotator.service.sessions import Sessions
 from rotator.service.setup import Setup
 from rotator.service.timers import Timers
-from rotator.service.traffic import Traffic
 from rotator.service.tls import open_tls, read_certificates
+from rotator.service.traffic import Traffic
 from rotator.service.wire import bounded
 from rotator.service.world import World
 from rotator.web.house import open_page
@@ -118,13 +116,11 @@ class _Service:
             timers.start()
             webhooks = Webhooks(self._config.webhooks, os.environ)
             calling = asyncio.create_task(call_out(world.bus, webhooks.tell))
-            measuring = asyncio.create_task(measure(loop, self._metrics))
             try:
                 await self._serve(world)
             finally:
                 timers.stop()
                 calling.cancel()
-                measuring.cancel()
                 await webhooks.close()
                 deciding.cancel()
                 await asyncio.gather(deciding, return_exceptions=True)
@@ -266,7 +262,6 @@ class _Service:
             authorize=keys.authorize_operator,
             guard=keys.guard,
             metrics_registry=self._metrics.registry,
-            engine_metrics=Federation(self._loop, world.control, self._metrics).text,
             logs=FileLogs(redactor({**os.environ, **{k: v for e in config.engines for k, v in e.env.items()}})),
         )
         page = open_page(self._operator, world.bus, api, keys, config.page, config.state_dir / "logs" / "page.log")
