@@ -14,6 +14,7 @@ from rotator.core import lifecycle, policy
 from rotator.core.costs import preferred
 from rotator.core.history import History
 from rotator.core.lifecycle import Event
+from rotator.core.lifecycle import is_live
 from rotator.core.values import Calendar, Command, Depth, Engine, Gpu, GpuId, Snapshot, State
 from rotator.ports import EngineRecord, GpuInfo, GpuReading, Handle, LaunchSpec, Recovered, Residency
 from rotator.ports_nodes import HERE, node_of
@@ -291,7 +292,7 @@ def _remember_engine(engine: EngineRuntime, record: EngineRecord) -> None:
     engine.failures, engine.faults = record.failures, tuple(record.faults)
     engine.drifted = bool(record.spec_hash) and record.spec_hash != engine.config.spec_hash()
     if record.ref:
-        engine.started_as = record.spec_hash if engine.drifted else ""
+        engine.started_as = record.spec_hash if engine.drifted and is_live(record.state) else ""
         engine.handle = Handle(engine.name, record.launcher, record.url, record.ref)
 
 

@@ -86,6 +86,8 @@ class Setup:
         """Settings apply at once. What a process was started with applies at its next start: at once if it is down."""
         runtime = self._loop.runtime(engine.name)
         pin_changed = runtime.config.pin != engine.pin
+        if restart_needed and is_live(runtime.state):  # what runs stays what it was started as
+            runtime.started_as = runtime.started_as or runtime.config.spec_hash()
         runtime.config = engine
         if pin_changed:
             runtime.pinned = engine.pin
