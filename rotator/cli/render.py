@@ -143,14 +143,20 @@ def _entry(e: Mapping[str, Any]) -> tuple[Any, ...]:
     return what, ", ".join(e["engines"]), e["begins"], e["ends"], e["priority"], state
 
 
+# What a line has room for; --json has all.
+_SHOWN = {"transitions": ("id", "opened_at_wall_s", "engine", "action", "result", "duration_s", "reason", "error")}
+
+
 def rows(name: str, found: Sequence[Mapping[str, Any]]) -> Table:
-    columns = list(found[0]) if found else []
+    columns = [c for c in _SHOWN.get(name, found[0]) if c in found[0]] if found else []
     return table(name, columns, ([_cell(c, row.get(c)) for c in columns] for row in found))
 
 
 def _cell(column: str, value: Any) -> str:
     if column.endswith("_wall_s") and isinstance(value, int | float):
         return datetime.fromtimestamp(value).strftime("%m-%d %H:%M:%S")
+    if column.endswith("_s") and isinstance(value, float):
+        return f"{value:.2f}"
     return "" if value is None else str(value)
 
 
