@@ -13,8 +13,7 @@ from rotator.config_nodes import split_gpu
 from rotator.core import lifecycle, policy
 from rotator.core.costs import preferred
 from rotator.core.history import History
-from rotator.core.lifecycle import Event
-from rotator.core.lifecycle import is_live
+from rotator.core.lifecycle import Event, is_live
 from rotator.core.values import Calendar, Command, Depth, Engine, Gpu, GpuId, Snapshot, State
 from rotator.ports import EngineRecord, GpuInfo, GpuReading, Handle, LaunchSpec, Recovered, Residency
 from rotator.ports_nodes import HERE, node_of
