@@ -7,6 +7,7 @@ import os
 import secrets
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -53,11 +54,13 @@ from rotator.service.loop import Loop
 from rotator.service.mailbox import LauncherTold
 from rotator.service.metrics import Metrics
 from rotator.service.operator import Operator
+from rotator.service.quotas import Quotas
 from rotator.service.sessions import Sessions
 from rotator.service.setup import Setup
 from rotator.service.timers import Timers
+from rotator.service.tls import open_tls, read_certificates
 from rotator.service.traffic import Traffic
-from rotator.service.wire import CorkedProtocol
+from rotator.service.wire import bounded
 from rotator.service.world import World
 from rotator.web.house import open_page
 
@@ -94,6 +97,8 @@ class _Service:
 
     async def run(self) -> int:
         """Raises ConfigError or RotatorError if it cannot start."""
+        self._bind = self._config.bind  # as it is until the end, whatever a reload says
+        self._tls = open_tls(self._bind.tls) if self._bind.tls is not None else None
         self._listener = _listen(self._config)
         async with self._world() as (world, fleet):
             self._loop = loop = Loop(world, fleet)
@@ -235,7 +240,8 @@ class _Service:
     async def _serve(self, world: World) -> None:
         config = self._config
         sessions = Sessions(_page_secret(config.state_dir), config.keys, config.page.session_h * 3600)
-        keys = Keys(config.keys, config.bind, sessions)
+        self._keys = keys = Keys(config.keys, config.bind, sessions)
+        self._quotas = quotas = Quotas(config.keys)
         self._metrics.watch(world.traffic)
         self._gateway = gateway = Gateway(
             traffic=world.traffic,
@@ -245,19 +251,21 @@ class _Service:
             metrics=self._metrics,
             authorize=keys.authorize,
             guard=keys.guard,
-            identify=keys.client if config.keys else None,
+            identify=keys.client,
             doors=self._agents.door,
+            quotas=quotas,
+            bodies_bytes_max=int(config.http.bodies_max_mib * (1 << 20)),
         )
         api = create_api(
             self._operator,
             world.bus,
-            authorize=keys.authorize,
+            authorize=keys.authorize_operator,
             guard=keys.guard,
             metrics_registry=self._metrics.registry,
             logs=FileLogs(redactor({**os.environ, **{k: v for e in config.engines for k, v in e.env.items()}})),
         )
         page = open_page(self._operator, world.bus, api, keys, config.page, config.state_dir / "logs" / "page.log")
-        server = _Server(uvicorn_config(Front(gateway, api, page), config))
+        server = _Server(uvicorn_config(Front(gateway, api, page), config, self._tls))
         self._on_signals()
         try:
             await self._until_stopped(server, world)
@@ -323,6 +331,10 @@ class _Service:
     async def _reload(self) -> tuple[str, ...]:
         """Read the file again, stop engines that it no longer has, apply the rest at once."""
         new = await asyncio.to_thread(load, self._path)
+        if not new.keys and not self._bind.is_loopback:
+            raise ConfigError(["keys: this service listens beyond loopback: keep a key, or restart it on 127.0.0.1"])
+        if self._tls is not None and new.bind.tls is not None:
+            await asyncio.to_thread(read_certificates, self._tls, new.bind.tls)
         kept = {e.name for e in new.engines}
         gone = [e.name for e in self._loop.all_runtimes() if e.name not in kept and is_live(e.state)]
         await asyncio.gather(
@@ -331,6 +343,8 @@ class _Service:
         changes = await self._loop.do(lambda: self._setup.apply(new))
         self._config = new
         self._gateway.reconfigure(new.gateway)
+        self._keys.replace(new.keys)
+        self._quotas.configure(new.keys)
         return changes.lines()
 
 
@@ -361,12 +375,13 @@ def _listen(config: FleetConfig) -> socket.socket:
     return listener
 
 
-def uvicorn_config(app: Any, config: FleetConfig) -> uvicorn.Config:
+def uvicorn_config(app: Any, config: FleetConfig, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         host=config.bind.host,
         port=config.bind.port,
-        http=CorkedProtocol,
+        http=bounded(config.http),
+        ssl_context_factory=None if tls is None else lambda _, __: tls,
         ws="websockets-sansio",
         lifespan="off",
         access_log=False,

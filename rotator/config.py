@@ -19,6 +19,9 @@ from rotator.config_calendar import CalendarConfig
 from rotator.config_nodes import NodeConfig, split_gpu, unknown_names
 from rotator.config_nomad import JobConfig, NomadConfig
 from rotator.config_policies import PoliciesConfig
+from rotator.config_security import BindConfig as BindConfig
+from rotator.config_security import HttpConfig as HttpConfig
+from rotator.config_security import KeyConfig as KeyConfig
 from rotator.config_text import TextProblem, problem_lines, read_mapping
 from rotator.config_watchdog import WatchdogConfig, WebhookConfig
 from rotator.core.values import Level
@@ -134,6 +137,11 @@ class EngineConfig(Section):
     port: int | None = Field(default=None, ge=1, le=65535, description="loopback port; chosen once and kept if absent")
     url: HttpUrl | None = Field(default=None, description="for launcher 'attach': where the engine runs")
     job: JobConfig | None = Field(default=None, description="for launcher 'nomad': what Nomad is to run")
+    api_key_env: str | None = Field(
+        default=None,
+        description="for launchers 'attach' and 'nomad': environment variable of the service that holds the engine's "
+        "own API key; for 'process' each launch makes one",
+    )
     model_path: Path | None = Field(default=None, description="checked to exist before a launch")
     overlay_manifest: Path | None = Field(
         default=None,
@@ -209,6 +217,8 @@ class EngineConfig(Section):
             raise ValueError("'url' is for launcher 'attach' only: this engine gets a loopback port")
         if self.tp is not None and len(self.gpus) % self.tp:
             raise ValueError(f"{len(self.gpus)} GPUs cannot hold whole groups of tp {self.tp}: change 'gpus' or 'tp'")
+        if self.launcher == "process" and self.api_key_env is not None:
+            raise ValueError("'api_key_env' is for engines that others start: each launch of this one makes a key")
         if len({str(g) for g in self.gpus}) != len(self.gpus):
             raise ValueError("'gpus' names a GPU twice: remove one")
         if len(set(self.sleep_levels)) != len(self.sleep_levels):
@@ -269,17 +279,6 @@ class RecoveryConfig(Section):
     shutdown_drain_s: float = Field(default=30, ge=0)
 
 
-class KeyConfig(Section):
-    name: str = Field(min_length=1, description="shown in refusals and events; says whose it is")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the key itself; `rotator key` makes both")
-    share: float = Field(
-        default=1.0, gt=0, description="of a model's line: a key of share 2 is served twice as often as one of share 1"
-    )
-    scopes: tuple[Literal["infer", "operate", "admin"], ...] = Field(
-        default=("infer",), min_length=1, description="admin includes operate, which includes infer"
-    )
-
-
 class LedgerConfig(Section):
     url: str | None = Field(default=None, description="any SQLAlchemy URL; SQLite in state_dir if absent")
     deadline_s: float = Field(default=5, gt=0)
@@ -294,18 +293,6 @@ class PageConfig(Section):
     enabled: bool = Field(default=True, description="whether `/` shows the page to browsers")
     viewers_max: int = Field(default=16, ge=1, le=256, description="so many open pages at once; further ones are told")
     session_h: float = Field(default=12.0, gt=0, description="how long a login with a key lasts, in hours")
-
-
-class BindConfig(Section):
-    host: str = "127.0.0.1"
-    port: int = Field(default=8400, ge=0, le=65535)
-    hosts: tuple[str, ...] = Field(
-        default=(), description="further Host names that clients may use, e.g. a reverse proxy's"
-    )
-
-    @property
-    def is_loopback(self) -> bool:
-        return self.host in ("localhost", "::1") or self.host.startswith("127.")
 
 
 class FleetConfig(Section):
@@ -330,6 +317,7 @@ class FleetConfig(Section):
     webhooks: tuple[WebhookConfig, ...] = Field(default=(), max_length=16, description="who is told of incidents")
     ledger: LedgerConfig = LedgerConfig()
     nomad: NomadConfig = NomadConfig()
+    http: HttpConfig = HttpConfig()
     keys: tuple[KeyConfig, ...] = ()
     page: PageConfig = PageConfig()
 
@@ -372,6 +360,10 @@ class FleetConfig(Section):
         if (unknown := self.calendar.unknown(names)) is not None:
             raise ValueError(unknown)
         self._check_nodes()
+        asked_for = names | {alias for engine in self.engines for alias in engine.aliases}
+        for key in self.keys:
+            if wrong := sorted(set(key.models or ()) - asked_for):
+                raise ValueError(f"key '{key.name}': models: '{wrong[0]}' is no engine or alias here: correct it")
         if not self.bind.is_loopback and not self.keys:
             raise ValueError("bind.host is not loopback and there are no keys: add 'keys' or bind to 127.0.0.1")
         return self
@@ -407,6 +399,8 @@ def parse(text: str, *, base: Path) -> LoadedFleet:
     engines = tuple(_absolute(engine, base) for engine in fleet.engines)
     update: dict[str, Any] = {"state_dir": (base / fleet.state_dir).resolve(), "engines": engines}
     update["nomad"] = fleet.nomad.files_in(base)
+    if fleet.bind.tls is not None:
+        update["bind"] = fleet.bind.model_copy(update={"tls": fleet.bind.tls.files_in(base)})
     if fleet.nodes:
         update["nodes"] = tuple(_node_absolute(node, base) for node in fleet.nodes)
     return fleet.model_copy(update=update)

@@ -13,6 +13,7 @@ from rotator.core.values import EngineName, GpuId
 from rotator.ports import HostMemory, NodeRecord
 
 HERE = ""
+TOKEN_HEADER = "x-rotator-agent-token"  # noqa: S105 - a header's name; not Authorization: that is the engine's own
 _NODE_SHIFT = 32
 
 
@@ -45,7 +46,7 @@ class Door:
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"authorization": f"Bearer {self.token}"} if self.token else {}
+        return {TOKEN_HEADER: self.token} if self.token else {}
 
 
 Doors = Callable[[str], Door | None]

@@ -23,7 +23,8 @@ def edit(files: Files) -> None:
             with torch.inference_mode():
                 for layer in layers:
                     parts = getattr(layer, "kv_cache", None)
-                    for part in parts if isinstance(parts, (list, tuple)) else ():
+                    parts = parts if isinstance(parts, (list, tuple)) else ()
+                    for part in (part for part in parts if isinstance(part, torch.Tensor)):
                         view = (part.data_ptr(), tuple(part.shape), tuple(part.stride()))
                         if view not in done:  # groups of layers share pages
                             done.add(view)
@@ -67,7 +68,7 @@ def wake(files: Files, tags: list[str] | None) -> tuple[State, list[State]]:
     layers = {
         "model.layers.0.attn": stub("attention", kv_cache=attention),
         "model.layers.1.mixer": stub("mixer", kv_cache=(conv, recurrent)),
-        "model.layers.2.mixer": stub("mixer", kv_cache=[conv, recurrent]),
+        "model.layers.2.mixer": stub("mixer", kv_cache=[conv, recurrent, None]),
         "model.layers.3.norm": stub("norm", kv_cache=None),
     }
     compilation = stub("compilation_config", static_forward_context=layers)
@@ -79,7 +80,8 @@ def wake(files: Files, tags: list[str] | None) -> tuple[State, list[State]]:
         _get_sleep_mode_backend=lambda: allocator,
     )
     cumem = stub("cumem", CuMemAllocator=stub("CuMemAllocator", get_instance=lambda: allocator))
-    module = files.load("worker", modules={"vllm.device_allocator.cumem": cumem})
+    torch = stub("torch", Tensor=State)
+    module = files.load("worker", modules={"torch": torch, "vllm.device_allocator.cumem": cumem})
     vars(module)["get_mem_allocator_instance"] = lambda: allocator  # 0.23 and 0.24
     module.Worker.wake_up(worker, tags)
     return attention, [conv, recurrent]

@@ -28,6 +28,7 @@ from sqlalchemy import (
 )
 
 from rotator.adapters.ledger_tables import (
+    BASELINES,
     DECISIONS,
     ENGINES,
     GPUS,
@@ -72,6 +73,7 @@ SHELVES: Mapping[str, Shelf] = {
     "transitions": Shelf(TRANSITIONS, ("id",), "opened_at_wall_s"),
     "decisions": Shelf(DECISIONS, ("at_wall_s", "swap_id"), "at_wall_s"),
     "reservations": Shelf(RESERVATIONS, ("id",), "begins_wall_s"),
+    "baselines": Shelf(BASELINES, ("at_wall_s", "engine", "version"), "at_wall_s"),
     "incidents": Shelf(INCIDENTS, ("opened_wall_s", "id"), "opened_wall_s"),
     "vram_samples": Shelf(VRAM_SAMPLES, ("id",), "at_wall_s"),
     "requests": Shelf(REQUESTS, ("minute_wall_s", "model"), "minute_wall_s"),

@@ -195,6 +195,18 @@ INCIDENTS = Table(
     Index(None, "engine", "opened_wall_s"),
 )
 
+# What versions of engines were measured to do, by rollouts. Described and compared in rotator/rollout/judge.py.
+BASELINES = Table(
+    "baselines",
+    METADATA,
+    Column("engine", _NAME, primary_key=True),
+    Column("version", _WORD, primary_key=True),
+    Column("described", JSON, nullable=False),
+    Column("measured", JSON, nullable=False),
+    Column("at_wall_s", Float(53), nullable=False),
+    Index(None, "at_wall_s"),
+)
+
 # What a swap was decided from. Apart from the journal, whose rows people read.
 DECISIONS = Table(
     "decisions",

@@ -7,16 +7,13 @@ jobs neither restart nor reschedule, and what Nomad does not know (it is down, i
 import asyncio
 import contextlib
 import secrets
-import signal
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlsplit
 
-from rotator.adapters import cudalog, exits
-from rotator.adapters.blocking import off_loop
-from rotator.adapters.loopback import Answer, try_connect
+from rotator.adapters import cudalog
 from rotator.adapters.nomad_access import access_of
 from rotator.adapters.nomad_client import Json, NomadClient
 from rotator.adapters.nomad_files import JobText, Render, keep_log, read_job
@@ -30,56 +27,22 @@ from rotator.adapters.nomad_job import (
     marked,
     stranger,
 )
-from rotator.adapters.nomad_nodes import Agents, check_nodes, in_words
+from rotator.adapters.nomad_nodes import Agents, check_nodes
 from rotator.adapters.nomad_notes import Notes
 from rotator.adapters.nomad_pids import AllocationProcesses
+from rotator.adapters.nomad_presence import NomadRef, Presence, ref_of
 from rotator.adapters.nomad_watch import Follower, NomadWatch
 from rotator.adapters.nomad_words import META_LAUNCH, placement_words, short_id
-from rotator.adapters.proctable import Proc
 from rotator.config_nomad import NomadConfig
 from rotator.core.values import EngineName
-from rotator.ports import Handle, LauncherAway, LauncherNews, LaunchError, LaunchSpec, NodeError
+from rotator.ports import Handle, LauncherAway, LauncherNews, LaunchError, LaunchSpec
 
 LAUNCHER = "nomad"
 
 AGAIN_S = 2.0  # between questions that Nomad did not answer, and looks at what it lost sight of
 LOOKS_MAX = 3  # so often nothing is left of an engine that Nomad lost before it counts as gone
 STOP_MARGIN_S = 150.0  # beyond the grace: kill timeouts and the gate that waits for VRAM after the end
-KILL_S = 15.0
-CONNECT_S = 2.0
-PIDS_S = 5.0
 POLL_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class NomadRef:
-    """An engine's job and the allocations that it is: ``tasks`` are theirs, in order. ``port`` is 0 where it listens on
-    another machine, one of ``nodes``."""
-
-    job_id: str
-    allocs: tuple[str, ...]
-    tasks: tuple[str, ...] = ()
-    launch: str = ""
-    port: int = 0
-    nodes: tuple[str, ...] = ("",)
-    log_path: str = ""
-
-    @classmethod
-    def of(cls, ref: Mapping[str, Any] | None) -> Self | None:
-        """None where it is none of ours: a damaged record counts as lost."""
-        try:
-            assert ref is not None  # noqa: S101 # caught below
-            return cls(
-                str(ref["job_id"]),
-                tuple(map(str, ref["allocs"])),
-                tuple(map(str, ref["tasks"])),
-                str(ref.get("launch", "")),
-                int(ref.get("port", 0)),
-                tuple(map(str, ref.get("nodes") or ("",))),
-                str(ref.get("log_path", "")),
-            )
-        except (AssertionError, KeyError, TypeError, ValueError):
-            return None
 
 
 class NomadLauncher:
@@ -104,13 +67,11 @@ class NomadLauncher:
         self._service_id = service_id
         self._render = render
         self._agents = agents
-        self._processes = processes or AllocationProcesses()
-        self._reading = asyncio.Lock()
+        self._presence = Presence(agents, processes or AllocationProcesses())
         self._place_deadline_s = place_deadline_s
         self._resync_s = resync_s
         self._specs: dict[EngineName, LaunchSpec] = {}
         self._parsed: dict[EngineName, tuple[JobText, Json]] = {}
-        self._seen: dict[EngineName, frozenset[int]] = {}  # process ids on other nodes
         self._kept: dict[EngineName, str] = {}  # what was last copied of its log
 
     async def close(self) -> None:
@@ -154,7 +115,8 @@ class NomadLauncher:
 
     async def _must_be_free(self, spec: LaunchSpec, job_id: str) -> None:
         registered = await self._client.job(job_id)
-        if registered and (whose := stranger(registered, engine=spec.engine, service=self._service_id)):
+        is_over = registered is None or registered.get("Status") == "dead"
+        if not is_over and (whose := stranger(registered or {}, engine=spec.engine, service=self._service_id)):
             raise LaunchError(f"engine '{spec.engine}': {whose}")
         if running := [a for a in await self._client.allocations(job_id) if is_live(a)]:
             names = ", ".join(map(short_id, running))
@@ -208,7 +170,7 @@ class NomadLauncher:
             return await self._find(spec, known)
         except LauncherAway:
             # Nomad's being away is no reason to let go of an engine that is known, and is there.
-            if known is None or not known.allocs or not await self._is_there(spec.engine, known):
+            if known is None or not known.allocs or not await self._presence.is_there(spec.engine, known):
                 raise
             self._specs[spec.engine] = spec
             return Handle(spec.engine, LAUNCHER, spec.url, dict(ref or {}))
@@ -239,13 +201,13 @@ class NomadLauncher:
     async def _is_lost_and_there(self, spec: LaunchSpec, alloc: Json) -> bool:
         if alloc.get("ClientStatus") != "lost":
             return False
-        return bool(await self._local((str(alloc["ID"]),), None, spec.engine))
+        return bool(await self._presence.local(spec.engine, frozenset({str(alloc["ID"])})))
 
     # -- watching ----------------------------------------------------------------------------------------------------
 
     async def is_alive(self, handle: Handle) -> bool:
         """False once Nomad saw it end. No answer says nothing: it counts as alive."""
-        ref = _ref_of(handle)
+        ref = ref_of(handle)
         try:
             verdict = judge(await self._client.allocations(ref.job_id), ref.allocs)
         except LaunchError:
@@ -253,14 +215,14 @@ class NomadLauncher:
         return verdict.life is not Life.ENDED
 
     async def wait_exit(self, handle: Handle) -> str:
-        ref = _ref_of(handle)
+        ref = ref_of(handle)
         misses = 0
         with self._watch.following(ref.job_id) as follower, self._notes.about(handle.engine):
             while True:
                 verdict = await self._verdict(ref)
                 if verdict.life is Life.ENDED:
                     break
-                missing = verdict.life is Life.UNCERTAIN and not await self._is_there(handle.engine, ref)
+                missing = verdict.life is Life.UNCERTAIN and not await self._presence.is_there(handle.engine, ref)
                 misses = misses + 1 if missing else 0
                 if misses >= LOOKS_MAX:
                     verdict = Verdict(Life.ENDED, f"{verdict.words}, and nothing of it answers")
@@ -300,7 +262,7 @@ class NomadLauncher:
         return texts
 
     async def evidence(self, handle: Handle) -> str:
-        ref = _ref_of(handle)
+        ref = ref_of(handle)
         try:
             texts = await self._logs(ref)
         except LaunchError:
@@ -311,52 +273,23 @@ class NomadLauncher:
             await asyncio.to_thread(keep_log, Path(ref.log_path), whole, ref.allocs)
         return "; ".join(found for text in texts if (found := cudalog.evidence(text)))
 
-    # -- what is there -----------------------------------------------------------------------------------------------
-
     async def pids(self, handle: Handle) -> frozenset[int]:
-        ref = _ref_of(handle)
-        if _is_remote(ref) and self._agents is not None:
-            with contextlib.suppress(NodeError):  # else as it was last seen
-                self._seen[handle.engine] = await self._agents.pids(handle.engine, ref.nodes, deadline_s=PIDS_S)
-            return self._seen.get(handle.engine, frozenset())
-        return frozenset(proc.pid for proc in await self._local(ref.allocs, ref.port or None, handle.engine))
-
-    async def _local(self, allocs: tuple[str, ...], port: int | None, engine: EngineName) -> tuple[Proc, ...]:
-        async with self._reading:
-            return await off_loop(
-                lambda: self._processes.of(allocs, port),
-                deadline_s=PIDS_S,
-                doing=f"listing the processes of engine '{engine}'",
-            )
-
-    async def _is_there(self, engine: EngineName, ref: NomadRef) -> bool:
-        """Whether anything of it runs, asked of the machines themselves. One that cannot tell says nothing: yes."""
-        if _is_remote(ref) and self._agents is not None:
-            try:
-                return any(
-                    (await self._agents.processes(engine, ref.nodes, job=ref.job_id, deadline_s=PIDS_S)).values()
-                )
-            except NodeError:
-                return True
-        with contextlib.suppress(LaunchError):
-            if await self._local(ref.allocs, None, engine):
-                return True
-        if not ref.port:
-            return _is_remote(ref)
-        return await try_connect("127.0.0.1", ref.port, deadline_s=CONNECT_S) is not Answer.REFUSED
+        return await self._presence.pids(handle.engine, ref_of(handle))
 
     # -- stop --------------------------------------------------------------------------------------------------------
 
     async def stop(self, handle: Handle, *, grace_s: float) -> None:
-        ref = _ref_of(handle)
+        ref = ref_of(handle)
         if grace_s <= 0:
             await self._kill(ref)
         await self._client.stop_job(ref.job_id)
         clock = asyncio.get_running_loop().time
         kill_at_s = clock() + max(0.0, grace_s)
         give_up_at_s, killed = kill_at_s + STOP_MARGIN_S, grace_s <= 0
+        allocs = set(ref.allocs)
         with self._watch.following(ref.job_id) as follower:
             while live := [a for a in await self._client.allocations(ref.job_id) if is_live(a)]:
+                allocs.update(str(a["ID"]) for a in live)
                 if not killed and clock() >= kill_at_s:
                     killed = True
                     await self._kill(ref)
@@ -364,8 +297,7 @@ class NomadLauncher:
                     said = ", ".join(f"{short_id(a)} ({a.get('ClientStatus')}, on {a.get('NodeName')})" for a in live)
                     raise LaunchError(f"engine '{handle.engine}': Nomad has not ended allocation {said}")
                 await follower.changed(within_s=min(1.0, max(POLL_S, kill_at_s - clock())))
-        await self._end_leftovers(handle.engine, ref)
-        self._seen.pop(handle.engine, None)
+        await self._presence.end(handle.engine, ref, frozenset(allocs))
 
     async def _kill(self, ref: NomadRef) -> None:
         """SIGKILL to its own tasks at once, not to what waits for its VRAM afterwards. Deregistering does the rest, and
@@ -375,31 +307,6 @@ class NomadLauncher:
             for task in set(ref.tasks) & {name for name, state in states.items() if state.get("State") == "running"}:
                 with contextlib.suppress(LaunchError):
                     await self._client.signal(str(alloc["ID"]), "SIGKILL", task)
-
-    async def _end_leftovers(self, engine: EngineName, ref: NomadRef) -> None:
-        """What Nomad has ended is gone; what it lost sight of is ended here, for nobody else will. Raises LaunchError
-        naming the processes that stay."""
-        if _is_remote(ref):
-            await self._end_remote(engine, ref)
-            return
-        give_up_at_s = asyncio.get_running_loop().time() + KILL_S
-        while left := await self._local(ref.allocs, None, engine):
-            if asyncio.get_running_loop().time() >= give_up_at_s:
-                names = ", ".join(f"{proc.pid} ({proc.name}, state {proc.state})" for proc in left)
-                raise LaunchError(f"engine '{engine}': Nomad ended its allocation, but still there are: {names}")
-            for proc in left:
-                exits.send(proc.identity, signal.SIGKILL)
-            await asyncio.sleep(POLL_S)
-
-    async def _end_remote(self, engine: EngineName, ref: NomadRef) -> None:
-        if self._agents is None:
-            return
-        try:
-            left = await self._agents.kill(engine, ref.nodes, job=ref.job_id, grace_s=0.0, deadline_s=KILL_S + PIDS_S)
-        except NodeError as e:
-            raise LaunchError(f"engine '{engine}': nobody can say whether something of it is left: {e}") from None
-        if words := in_words(left):
-            raise LaunchError(f"engine '{engine}': Nomad ended its allocations, but {words}")
 
 
 def connect(
@@ -429,17 +336,6 @@ def connect(
         place_deadline_s=config.place_deadline_s,
         resync_s=config.resync_s,
     )
-
-
-def _ref_of(handle: Handle) -> NomadRef:
-    ref = NomadRef.of(handle.ref)
-    if ref is None:
-        raise LaunchError(f"engine '{handle.engine}': its record names no Nomad job: find it again")
-    return ref
-
-
-def _is_remote(ref: NomadRef) -> bool:
-    return any(ref.nodes)
 
 
 def _port(spec: LaunchSpec) -> int:

@@ -85,7 +85,9 @@ def stranger(job: Json, *, engine: str, service: str) -> str | None:
     """Whose the registered job is, where it is not ours. One without marks was registered by hand: it is ours."""
     meta = job.get("Meta") or {}
     if meta.get(META_SERVICE) not in (None, "", service):
-        return f"job '{job.get('ID')}' belongs to another rotation service: give this engine's job another id"
+        return (
+            f"job '{job.get('ID')}' belongs to another rotation service: stop it, or give this engine's job another id"
+        )
     if meta.get(META_ENGINE) not in (None, "", engine):
         return f"job '{job.get('ID')}' is that of engine '{meta[META_ENGINE]}': give each engine's job its own id"
     return None

@@ -14,7 +14,7 @@ import aiohttp
 import orjson
 
 from rotator.agent.engines import Engines
-from rotator.ports_nodes import UNREACHABLE_HEADER
+from rotator.ports_nodes import TOKEN_HEADER, UNREACHABLE_HEADER
 from rotator.service.channel import EngineAnswer, Lost
 from rotator.service.pool import Pool, Unreachable
 
@@ -29,7 +29,7 @@ MESSAGE_BYTES_MAX = 16 << 20
 _HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
 )
-_NOT_SENT = _HOP | {b"host", b"content-length", b"authorization", b"expect"}
+_NOT_SENT = _HOP | {b"host", b"content-length", b"expect", TOKEN_HEADER.encode()}
 _NOT_RETURNED = _HOP | {b"date", b"server", UNREACHABLE_HEADER.encode()}
 _SOCKET = frozenset(
     (b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions", b"sec-websocket-protocol")

@@ -163,7 +163,7 @@ def _span(view: Any) -> str:
 
 def cordon(
     context: typer.Context,
-    gpu: Annotated[str, typer.Argument(help="an index or a UUID")],
+    gpu: Annotated[str, typer.Argument(help="an index or a UUID; of another node: node/0")],
     reason: Annotated[str, typer.Option("--reason", help="shown wherever the GPU is")] = "",
     undo: Annotated[bool, typer.Option("--undo", help="let work on it again")] = False,
     url: Url = URL_DEFAULT,
@@ -173,7 +173,7 @@ def cordon(
     """Keep new work off a GPU: engines there may sleep and stop, none wakes or starts."""
     path, body = (f"/gpus/{gpu}/uncordon", None) if undo else (f"/gpus/{gpu}/cordon", {"reason": reason})
     view = client(context, url, key).post(path, body)
-    _say(view, as_json, f"GPU {view['index']}: {view['health']}")
+    _say(view, as_json, f"GPU {render.gpu_name(view['id'], view['index'])}: {view['health']}")
 
 
 def reload(context: typer.Context, url: Url = URL_DEFAULT, key: Key = None, as_json: AsJson = False) -> None:

@@ -1,12 +1,14 @@
 """A client of the operators' REST API: one request at a time, every failure a CliError."""
 
 import json
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
+from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote, urlencode
 

@@ -24,6 +24,7 @@ def archive(
     environment: Annotated[Path, typer.Argument(help="the environment's prefix, as /opt/vllm")],
     name: Annotated[str, typer.Option(help="of the archive; by its vLLM and the time if absent")] = "",
     archives: Archives = ARCHIVES_DEFAULT,
+    as_json: AsJson = False,
 ) -> None:
     """Archive an environment, files and entry points: before an upgrade."""
     from rotator.adapters.env_archive import archive as make
@@ -34,6 +35,9 @@ def archive(
             made = make(environment, archives, name, progress=lambda done: shown.update(task, completed=done))
         except ArchiveError as e:
             fail(PROBLEM, str(e))
+    if as_json:
+        print_json({"name": made.name, **_told(made)})
+        return
     typer.echo(f"{archives / made.name}: {_line(made)}")
     typer.echo(f"to put it back: rotator env restore {made.name} --archives {archives}")
 
@@ -43,6 +47,7 @@ def restore(
     name: Annotated[str, typer.Argument(help="of the archive, as `rotator env list` shows it")],
     archives: Archives = ARCHIVES_DEFAULT,
     even_in_use: Annotated[bool, typer.Option("--even-in-use", help="also while processes run from it")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Put an archived environment back where it was, whole, in one step."""
     from rotator.adapters.env_manifest import read_manifest
@@ -57,6 +62,9 @@ def restore(
             )
         except ArchiveError as e:
             fail(PROBLEM, str(e))
+    if as_json:
+        print_json({"name": made.name, **_told(made)})
+        return
     typer.echo(f"{made.prefix}: restored from {made.name}: {_line(made)}")
 
 

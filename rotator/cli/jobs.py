@@ -1,7 +1,7 @@
 """``rotator jobs``: job specs from recipes and a site file; judged, compared with Nomad, registered in turn."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import typer
 
@@ -10,9 +10,12 @@ from rotator.cli.errors import OK, PROBLEM, USAGE, fail
 from rotator.cli.jobs_nomad import Outcome, compare, on_nomad, parsed_by_nomad, register_all
 from rotator.cli.options import AsJson, print_json
 from rotator.jobs import Finding, JobsError, Rendered, Site, load_catalogue, load_site, render
+from rotator.jobs.known_broken import Situation
 from rotator.jobs.lint import lint_job, lint_site, read_job
+from rotator.jobs.recipe import Arch
 from rotator.jobs.render import names
 from rotator.jobs.schema import json_schema, markdown
+from rotator.jobs.view import Facts
 
 jobs_app = typer.Typer(
     name="jobs",
@@ -113,6 +116,10 @@ def lint(
     nomad: Annotated[
         bool, typer.Option("--nomad", help="let Nomad parse that file: expressions are seen through")
     ] = False,
+    vllm: Annotated[
+        str | None, typer.Option("--vllm", help="the vLLM in that file's image; its tag's if absent")
+    ] = None,
+    arch: Annotated[str | None, typer.Option("--arch", help="the GPUs that it is for, e.g. sm120")] = None,
     config: Fleet = None,
     as_json: AsJson = False,
 ) -> None:
@@ -120,12 +127,19 @@ def lint(
     if file is None:
         loaded = _site(site)
         _conclude(_orderly(lint_site, loaded, _chosen(loaded, jobs)), str(site), as_json)
-    elif nomad:
+        return
+    if nomad:
         job = on_nomad(config, lambda client: parsed_by_nomad(client, file, var_file))
-        _conclude(_orderly(lint_job, job, file=str(file)), str(file), as_json)
     else:
         job = _orderly(read_job, file, var_file)
-        _conclude(_orderly(lint_job, job, file=str(file)), str(file), as_json)
+    _conclude(_orderly(lint_job, job, file=str(file), facts=_facts(vllm, arch)), str(file), as_json)
+
+
+def _facts(vllm: str | None, arch: str | None) -> Facts:
+    known = get_args(Arch)
+    if arch is not None and arch not in known:
+        fail(USAGE, f"--arch: '{arch}' is none of {', '.join(known)}")
+    return Facts(Situation(vllm=vllm, arch=cast("Arch | None", arch)))
 
 
 def _conclude(found: tuple[Finding, ...], where: str, as_json: bool) -> None:

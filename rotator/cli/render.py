@@ -57,7 +57,7 @@ def engines(views: Sequence[Mapping[str, Any]]) -> Group:
             (
                 e["name"] + (" (pinned)" if e["pinned"] else " (held)" if e["held_by"] else ""),
                 word(e["state"]),
-                ",".join(map(str, e["gpu_indices"])),
+                ",".join(map(gpu_name, e["gpus"], e["gpu_indices"])),
                 gib(sum(e["held_bytes"])),
                 gib(sum(e["awake_bytes"])),
                 e["waiting"],
@@ -76,13 +76,19 @@ def _words(engine: Mapping[str, Any]) -> str:
     return "; ".join([engine["reason"], *engine.get("notes", ())])
 
 
+def gpu_name(id: str, index: int) -> str:
+    """A GPU as it may be named in a command: its index, after its node's name where it is on another machine."""
+    node = id.rpartition("/")[0]
+    return f"{node}/{index}" if node else str(index)
+
+
 def gpus(views: Sequence[Mapping[str, Any]]) -> Group:
     made = table(
         "GPUs",
         ("GPU#", "health", "used GiB", "of GiB", "ledger GiB", "foreign GiB", "moving"),
         (
             (
-                g["index"],
+                gpu_name(g["id"], g["index"]),
                 word(g["health"]),
                 gib(g["used_bytes"]),
                 gib(g["total_bytes"]),
@@ -93,7 +99,8 @@ def gpus(views: Sequence[Mapping[str, Any]]) -> Group:
             for g in views
         ),
     )
-    return Group(made, *(Text(f"  GPU {g['index']}, {g['name']}: {_holders(g)}", style="dim") for g in views))
+    lines = (f"  GPU {gpu_name(g['id'], g['index'])}, {g['name']}: {_holders(g)}" for g in views)
+    return Group(made, *(Text(line, style="dim") for line in lines))
 
 
 def _holders(gpu: Mapping[str, Any]) -> str:
@@ -136,14 +143,20 @@ def _entry(e: Mapping[str, Any]) -> tuple[Any, ...]:
     return what, ", ".join(e["engines"]), e["begins"], e["ends"], e["priority"], state
 
 
+# What a line has room for; --json has all.
+_SHOWN = {"transitions": ("id", "opened_at_wall_s", "engine", "action", "result", "duration_s", "reason", "error")}
+
+
 def rows(name: str, found: Sequence[Mapping[str, Any]]) -> Table:
-    columns = list(found[0]) if found else []
+    columns = [c for c in _SHOWN.get(name, found[0]) if c in found[0]] if found else []
     return table(name, columns, ([_cell(c, row.get(c)) for c in columns] for row in found))
 
 
 def _cell(column: str, value: Any) -> str:
     if column.endswith("_wall_s") and isinstance(value, int | float):
         return datetime.fromtimestamp(value).strftime("%m-%d %H:%M:%S")
+    if column.endswith("_s") and isinstance(value, float):
+        return f"{value:.2f}"
     return "" if value is None else str(value)
 
 

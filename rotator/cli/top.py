@@ -156,7 +156,7 @@ def _gpus(views: Sequence[Mapping[str, Any]], width: int) -> Table:
         bar = Text("█" * round(share * _BAR), "green" if share < 0.95 else "yellow") + Text(
             "░" * (_BAR - round(share * _BAR)), "dim"
         )
-        row = [g["index"], render.word(g["health"]), bar, render.gib(used), render.gib(total)]
+        row = [render.gpu_name(g["id"], g["index"]), render.word(g["health"]), bar, render.gib(used), render.gib(total)]
         rows.append([*row, (holders + foreign) or "–"] if width >= 90 else row)
     columns = ("GPU#", "health", "VRAM", "used GiB", "of GiB", "held by, GiB")
     return render.table("", columns[: 6 if width >= 90 else 5], rows)

@@ -130,7 +130,7 @@ def judge_files(facts: Facts) -> Iterator[Finding]:
             "files.manifest",
             f"engine '{engine}': the manifest of its overlay cannot be used",
             f"{manifest}: {problem}",
-            "build the overlay again, or take it out of the engine's environment",
+            "build the overlay again (`python -m overlays build`), or take overlay_manifest out",
             engine=engine,
             stops_launch=True,
         )

@@ -26,7 +26,7 @@ from rotator.doctor.probe_engine import find_program, look_at_launch, look_at_so
 from rotator.doctor.probe_gpus import read_gpus, recorded_gpus
 from rotator.doctor.probe_host import read_host
 from rotator.doctor.probe_kernel import read_kernel
-from rotator.doctor.probe_models import look_at_model, look_at_overlay, manifest_in, model_type
+from rotator.doctor.probe_models import look_at_model, look_at_overlay, model_type
 from rotator.doctor.probe_processes import read_processes
 from rotator.doctor.probe_service import read_ledger, read_nodes, read_nomad, read_ports
 from rotator.ports import Devices, GpuInfo
@@ -130,19 +130,14 @@ class MachineProbes:
         overlays: list[OverlayFile] = []
         troubles: list[tuple[str, str, str]] = []
         for engine in engines:
-            for folder in self._folders_in(engine):
-                if (manifest := manifest_in(folder)) is None:
-                    continue
-                try:
-                    overlays += look_at_overlay(engine.name, manifest)
-                except ValueError as e:
-                    troubles.append((engine.name, str(manifest), str(e)))
+            if engine.overlay_manifest is None:
+                continue
+            manifest = self._below(engine.overlay_manifest)
+            try:
+                overlays += look_at_overlay(engine.name, manifest)
+            except ValueError as e:
+                troubles.append((engine.name, str(engine.overlay_manifest), str(e)))
         return FileFacts(models, tuple(overlays), tuple(troubles))
-
-    def _folders_in(self, engine: EngineConfig) -> list[Path]:
-        """Folders that the engine's environment names: where an overlay is put in Python's way."""
-        words = {word for value in engine.env.values() for word in value.split(":") if word.startswith("/")}
-        return [path for word in sorted(words) if (path := self._below(Path(word))).is_dir()]
 
     def _launches(self, known: Facts) -> LaunchFacts:
         running = self._running(known)

@@ -22,7 +22,6 @@ _TOKENIZERS = (
 _HEADER_BYTES_MAX = 100_000_000  # safetensors' own bound
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.gguf")
 _SHOWN_MAX = 20
-MANIFESTS = ("overlay.json", "manifest.json")
 
 
 def look_at_model(engine: str, folder: Path, shown: str, *, weights: bool = True) -> Model:
@@ -115,21 +114,20 @@ def _header(file: Path, size: int) -> tuple[int, Mapping[str, Any]] | None:
 
 
 def look_at_overlay(engine: str, manifest: Path) -> Iterator[OverlayFile]:
-    """Every file of an overlay beside its hash. Raises ValueError for a manifest that says nothing usable."""
+    """Every file of a bundle beside its hash. Raises ValueError for a manifest that says nothing usable."""
     try:
-        files = json.loads(manifest.read_bytes())["files"]
-        wanted = {str(path): _hash_of(entry) for path, entry in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ValueError(str(e) or type(e).__name__) from None
+        facts = json.loads(manifest.read_bytes())
+        if facts["format"] != 1:
+            raise ValueError(f"it has format {facts['format']}, and only 1 is known")
+        wanted = {str(entry["path"]): str(entry["sha256"]) for entry in facts["files"]}
+    except OSError as e:
+        raise ValueError(e.strerror or str(e)) from None
+    except (KeyError, TypeError, AttributeError) as e:
+        raise ValueError(f"it is no manifest of a bundle ({e!r})") from None
     for path, sha256 in sorted(wanted.items()):
         if path.startswith("/") or ".." in Path(path).parts:
-            raise ValueError(f"it names a file outside of the overlay: {path}")
-        yield OverlayFile(str(manifest.parent), path, sha256, _sha256(manifest.parent / path), engine)
-
-
-def _hash_of(entry: Any) -> str:
-    """A hash by itself, or as a field of what is said about the file."""
-    return str(entry if isinstance(entry, str) else entry["sha256"]).removeprefix("sha256:")
+            raise ValueError(f"it names a file outside of the bundle: {path}")
+        yield OverlayFile(str(manifest.parent), path, sha256, _sha256(manifest.parent / "files" / path), engine)
 
 
 def _sha256(file: Path) -> str | None:
@@ -138,7 +136,3 @@ def _sha256(file: Path) -> str | None:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError:
         return None
-
-
-def manifest_in(folder: Path) -> Path | None:
-    return next((folder / name for name in MANIFESTS if (folder / name).is_file()), None)

@@ -151,9 +151,10 @@ def _multimodal(view: View, facts: Facts, named: Settings) -> Iterator[Finding]:
 
 def _broken(view: View, facts: Facts, named: Settings) -> Iterator[Finding]:
     known = facts.situation
-    ranks = known.ranks if known.ranks is not None else len(view.gpus) if view.gpus else None
+    sizes = [_number(named.get(f"--{kind}-parallel-size")) for kind in ("tensor", "pipeline")]
+    ranks = known.ranks if known.ranks is not None else (sizes[0] or 1) * (sizes[1] or 1)
     asked = Situation(
-        known.vllm,
+        known.vllm or _version_of(view.image),
         known.arch,
         known.family,
         known.quantization,
@@ -166,6 +167,12 @@ def _broken(view: View, facts: Facts, named: Settings) -> Iterator[Finding]:
     )
     for entry in match(asked):
         yield found(entry, view.place)
+
+
+def _version_of(image: str | None) -> str | None:
+    """The release that a tag tells of, as ``vllm/vllm-openai:v0.20.2-cu129`` does."""
+    told = re.search(r"vllm[^:@]*:v?(\d+\.\d+(?:\.\d+)?)(?![\d.])", image or "")
+    return told[1] if told else None
 
 
 def _number(text: str | None) -> int | None:

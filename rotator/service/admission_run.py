@@ -55,6 +55,22 @@ class Admitter:
         )
         return done
 
+    async def doomed(self, step: Step) -> str | None:
+        """Why a start surely fails, asked before anybody yields for it: a refused launch leaves nothing behind, a crash
+        does."""
+        look, engine = self._world.preflight, self._owner.runtime(step.engine)
+        if step.action is not Action.START or look is None or not self._world.config.recovery.preflight:
+            return None
+        return await look(engine.config, engine.spec)
+
+    async def refuse(self, step: Step, active: ActiveSwap, entry: Entry, why: str) -> None:
+        """Fail a start without having tried it: it comes back after its backoff like any other."""
+        engine = self._owner.runtime(step.engine)
+        if await self._owner.moved(engine.name, Event.LAUNCH, Facts(step.reason)):
+            await self._fail(engine, active, entry, Event.FAULT, f"its start failed: {why}")
+        else:
+            await entry.close("abandoned", engine.state, error=why)
+
     async def _fail(
         self,
         engine: EngineRuntime,
@@ -85,11 +101,13 @@ class Admitter:
             await self._world.control.wake(engine.url, level=level, deadline_s=deadline_s)
         woken = clock()
         active.phases_s["wake"] = woken - begun
+        active.timeline.append(("wake", engine.name, begun, woken))
         reading = asyncio.ensure_future(self._readings(engine))
         try:
             facts = await self._judge(engine)
         finally:
             active.phases_s["canary"] = clock() - woken
+            active.timeline.append(("canary", engine.name, woken, clock()))
             after = await reading
         held = held_by(after, engine.pids) if after else None
         moved = sum(engine.awake_on(gpu) - size for gpu, size in rest.items())
@@ -128,9 +146,12 @@ class Admitter:
         await self._owner.learned(engine.name, Facts("", handle=handle))
         await self._world.ledger.put_engine(engine.record())
         await self._ready(engine, begun + engine.config.start_deadline_s)
-        active.phases_s["start"] = clock() - begun
+        ready = clock()
+        active.phases_s["start"] = ready - begun
+        active.timeline.append(("start", engine.name, begun, ready))
         facts = await self._first_impression(engine, handle, before)
-        active.phases_s["canary"] = clock() - begun - active.phases_s["start"]
+        active.phases_s["canary"] = clock() - ready
+        active.timeline.append(("canary", engine.name, ready, clock()))
         facts = _with(facts, step, facts.held_bytes, start_s=clock() - begun)
         # While it started nobody could tell its bytes from others': what came meanwhile must be known to the next plan.
         return await self._owner.moved(engine.name, Event.STARTED, facts, await self._readings(engine))
@@ -138,21 +159,11 @@ class Admitter:
     async def _launch(self, engine: EngineRuntime) -> Handle:
         launcher = self._world.launchers[engine.config.launcher]
         if engine.config.launcher != "attach":
-            await self._look_before(engine)
             return await launcher.start(engine.spec)
         handle = await launcher.find(engine.spec, None)
         if handle is None:
             raise LaunchError(f"nothing answers at {engine.url}: start the engine there, it is attached and not ours")
         return handle
-
-    async def _look_before(self, engine: EngineRuntime) -> None:
-        """Raises StartFailed for what surely cannot start: a refused launch leaves nothing behind, a crash does."""
-        look = self._world.preflight
-        if look is not None and self._world.config.recovery.preflight:
-            if (why := await look(engine.config, engine.spec)) is not None:
-                raise StartFailed(why)
-            if engine.state is not State.STARTING:
-                raise StartFailed(engine.reason)  # it was given up meanwhile
 
     async def _ready(self, engine: EngineRuntime, give_up_at_s: float) -> None:
         """Return once it answers /health. Raises StartFailed at the deadline, or when it died meanwhile."""

@@ -1,5 +1,6 @@
 """The operators' REST API: the one place where its routes, its gate and its errors are put together."""
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -42,9 +43,11 @@ def create_api(
     metrics_registry: CollectorRegistry | None = None,
     keepalive_s: float = 10.0,
     logs: EngineLogs | None = None,
+    engine_metrics: Callable[[], Awaitable[bytes]] | None = None,
 ) -> FastAPI:
     """The ASGI application. ``authorize`` and ``guard`` are those of ``keys.Keys``; ``keepalive_s`` is how often a
-    silent event stream gets a comment. Every error is a problem (RFC 9457)."""
+    silent event stream gets a comment; ``engine_metrics`` makes the page of the engines' own. Every error is a problem
+    (RFC 9457)."""
     app = FastAPI(
         title="rotator",
         version=__version__,
@@ -55,7 +58,8 @@ def create_api(
     need = Need(authorize)
     app.add_middleware(Gate, guard=guard)
     problems.install(app)
-    app.include_router(_service_router(ops, need, metrics_registry or CollectorRegistry()))
+    app.include_router(_service_router(ops, need))
+    app.include_router(_metrics_router(need, metrics_registry or CollectorRegistry(), engine_metrics))
     app.include_router(swap_router(ops, need))
     app.include_router(engine_router(ops, need))
     app.include_router(admin_router(ops, need))
@@ -69,7 +73,7 @@ def create_api(
     return app
 
 
-def _service_router(ops: Operations, need: Need, registry: CollectorRegistry) -> APIRouter:
+def _service_router(ops: Operations, need: Need) -> APIRouter:
     router = APIRouter(tags=["service"])
 
     @router.get("/", summary="Where to look", responses=problems.responses())
@@ -93,6 +97,14 @@ def _service_router(ops: Operations, need: Need, registry: CollectorRegistry) ->
             raise ProblemError(503, "not-ready", "Not ready", detail, reasons=list(state.reasons))
         return ReadinessModel(ready=True, reasons=list(state.reasons))
 
+    return router
+
+
+def _metrics_router(
+    need: Need, registry: CollectorRegistry, engines: Callable[[], Awaitable[bytes]] | None
+) -> APIRouter:
+    router = APIRouter(tags=["service"])
+
     @router.get(
         "/metrics",
         summary="Metrics for Prometheus",
@@ -102,6 +114,18 @@ def _service_router(ops: Operations, need: Need, registry: CollectorRegistry) ->
     )
     async def metrics() -> Response:
         return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    @router.get(
+        "/metrics/engines",
+        summary="The engines' own metrics, labelled by model",
+        dependencies=[need("infer")],
+        response_class=PlainTextResponse,
+        responses={**api_examples.ENGINE_METRICS, **problems.responses()},
+    )
+    async def engine_metrics() -> Response:
+        """Wakes no engine and counts as no use. Sleeping engines are shown as they last were."""
+        text = await engines() if engines is not None else b""
+        return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     return router
 

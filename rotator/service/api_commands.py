@@ -188,13 +188,13 @@ def admin_router(ops: Operations, need: Need) -> APIRouter:
     async def release(name: str) -> EngineView:
         return await ops.release(find_engine(ops, name).name)
 
-    @router.post("/gpus/{gpu}/cordon", summary="Keep new work off a GPU", responses=gpu_shown)
+    @router.post("/gpus/{gpu:path}/cordon", summary="Keep new work off a GPU", responses=gpu_shown)
     async def cordon(gpu: str, query: Annotated[CordonFields, Query()], body: CordonFields | None = None) -> GpuView:
         """`gpu` is an index or a UUID. Engines there may sleep and stop; none wakes or starts."""
         reason = (body.reason if body else "") or query.reason
         return await ops.set_cordon(gpu, True, reason)
 
-    @router.post("/gpus/{gpu}/uncordon", summary="Let work on a GPU again", responses=gpu_shown)
+    @router.post("/gpus/{gpu:path}/uncordon", summary="Let work on a GPU again", responses=gpu_shown)
     async def uncordon(gpu: str) -> GpuView:
         return await ops.set_cordon(gpu, False, "")
 

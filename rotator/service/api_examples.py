@@ -189,12 +189,14 @@ EVENTS: dict[int | str, dict[str, Any]] = {
     }
 }
 
-METRICS: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "Prometheus text",
-        "content": {"text/plain": {"schema": {"type": "string"}, "example": "rotator_engine_wakes_total 12\n"}},
-    }
-}
+
+def _prometheus(example: str) -> dict[int | str, dict[str, Any]]:
+    content = {"text/plain": {"schema": {"type": "string"}, "example": example}}
+    return {200: {"description": "Prometheus text", "content": content}}
+
+
+METRICS = _prometheus('rotator_engine_wakes_total{engine="glm-5.1"} 12.0\n')
+ENGINE_METRICS = _prometheus('vllm:num_requests_running{model="glm-5.1",engine="0",model_name="glm-5.1"} 3.0\n')
 
 
 def ok(example: Any) -> dict[int | str, dict[str, Any]]:

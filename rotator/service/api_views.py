@@ -25,6 +25,7 @@ Table = Literal[
     "decisions",
     "reservations",
     "incidents",
+    "baselines",
     "vram_samples",
     "requests",
     "nodes",

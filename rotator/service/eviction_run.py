@@ -43,7 +43,9 @@ class Evictor:
             before.cancel()
             await self._give_back(active, entries, str(e))
             return False
-        active.phases_s["drain"] = asyncio.get_running_loop().time() - started
+        drained = asyncio.get_running_loop().time()
+        active.phases_s["drain"] = drained - started
+        active.timeline += [("drain", s.engine, started, drained) for s in steps if s.action is not Action.SINK]
         # First those that only give host RAM back: whoever sleeps then needs it.
         first = [step for step in steps if self._gives_host_ram(step)]
         rest = [step for step in steps if step not in first]
@@ -176,6 +178,7 @@ class Evictor:
         judgement = await self._verify(engine, expected, before)
         _longest(active.phases_s, "sleep", slept - started)
         _longest(active.phases_s, "verify", clock() - slept)
+        active.timeline += [("sleep", engine.name, started, slept), ("verify", engine.name, slept, clock())]
         if not judgement.ok:
             raise Lied(judgement.reason)
         took = host_before - await self._host_left(engine)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable
 from urllib.parse import parse_qsl, urlencode
 
+from rotator.service.bodies import Bodies
 from rotator.service.responses import ApiError, Header, Receive, Scope, Send, error_body, error_event, send_json
 from rotator.service.rewrite import Events
 from rotator.service.routes import Dialect, Route
@@ -79,13 +80,17 @@ class Head:
 class Exchange:
     """``clean`` is whether a failure may still end the answer as whole: while only our own notices were written."""
 
-    __slots__ = ("_receive", "_send", "clean", "client", "dialect", "eta_s", "events", "fallback", "head", "id",
-                 "method", "route", "started", "watch")  # fmt: skip
+    __slots__ = ("_bodies", "_held_bytes", "_receive", "_send", "clean", "client", "dialect", "eta_s", "events",
+                 "fallback", "head", "id", "method", "route", "started", "watch")  # fmt: skip
 
     head: Head  # set first of all, but where its own error can be told
     route: Route
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, dialect: Dialect) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, dialect: Dialect, bodies: Bodies | None = None
+    ) -> None:
+        self._bodies = bodies
+        self._held_bytes = 0
         self.method: str = scope["method"]
         self.dialect = dialect
         self.id = ""
@@ -100,7 +105,7 @@ class Exchange:
         self._send = send
 
     async def body(self, bytes_max: int) -> bytes:
-        """The whole request body. Raises ApiError (413) and ClientGone."""
+        """The whole request body. Raises ApiError (413, 503) and ClientGone. What comes in one piece is small."""
         if (self.head.content_length or 0) > bytes_max:
             raise _too_large(bytes_max)
         message = await self._receive()
@@ -115,10 +120,19 @@ class Exchange:
             size += len(parts[-1])
             if size > bytes_max:
                 raise _too_large(bytes_max)
+            if self._bodies is not None:
+                self._bodies.hold(len(parts[-1]))
+                self._held_bytes = size
             if not message.get("more_body"):
                 return b"".join(parts)
             message = await self._receive()
         raise ClientGone
+
+    def forget_body(self) -> None:
+        """The request is over: its body no longer counts."""
+        if self._bodies is not None and self._held_bytes:
+            self._bodies.let_go(self._held_bytes)
+            self._held_bytes = 0
 
     def tags(self, engine: str, ticket: Ticket | None) -> list[Header]:
         """The headers that say what happened to the request here."""

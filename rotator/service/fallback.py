@@ -10,10 +10,11 @@ from rotator.service.exchange import Exchange
 from rotator.service.metrics import Metrics
 from rotator.service.pool import Unreachable
 from rotator.service.proxy import Proxy
+from rotator.service.quotas import Quotas
 from rotator.service.responses import comment, refusal
 from rotator.service.rewrite import Request, body_for
 from rotator.service.routes import Directory, Target
-from rotator.service.traffic import EngineUnavailable, QueueFull, Ticket, Traffic, WaitExpired
+from rotator.service.traffic import ClientQueueFull, EngineUnavailable, QueueFull, Ticket, Traffic, WaitExpired
 
 Refused = QueueFull | WaitExpired | EngineUnavailable
 
@@ -29,6 +30,7 @@ class Fallback:
         bus: EventBus,
         metrics: Metrics,
         environ: Mapping[str, str],
+        quotas: Quotas,
     ) -> None:
         self._traffic = traffic
         self._directory = directory
@@ -36,11 +38,12 @@ class Fallback:
         self._bus = bus
         self._metrics = metrics
         self._environ = environ
+        self._quotas = quotas
 
     async def serve(self, x: Exchange, request: Request, target: Target, why: Refused, until_s: float | None) -> None:
         """Serve it elsewhere. ``until_s`` is when the client's patience ends, on the loop's clock.
         Raises ApiError: the first refusal where there is no fallback or it cannot be had either."""
-        if target.fallback is None:
+        if target.fallback is None or isinstance(why, ClientQueueFull) or not self._may(x, target.fallback):
             raise refusal(why)
         to = _name(target.fallback)
         x.fallback = to
@@ -57,6 +60,11 @@ class Fallback:
             error = refusal(why)
             error.message += f"; its fallback {to} cannot be had either: {e}"
             raise error from None
+
+    def _may(self, x: Exchange, fallback: FallbackConfig) -> bool:
+        """Whether its key is for the model of ours that would serve instead; one outside belongs to the model."""
+        target = self._directory.resolve(fallback.model) if fallback.model is not None else None
+        return target is None or self._quotas.allows(x.client, target)
 
     async def _model(self, x: Exchange, request: Request, model: str, until_s: float | None) -> None:
         target = self._directory.resolve(model)

@@ -13,7 +13,7 @@ from rotator.config_nodes import split_gpu
 from rotator.core import lifecycle, policy
 from rotator.core.costs import preferred
 from rotator.core.history import History
-from rotator.core.lifecycle import Event
+from rotator.core.lifecycle import Event, is_live
 from rotator.core.values import Calendar, Command, Depth, Engine, Gpu, GpuId, Snapshot, State
 from rotator.ports import EngineRecord, GpuInfo, GpuReading, Handle, LaunchSpec, Recovered, Residency
 from rotator.ports_nodes import HERE, node_of
@@ -69,7 +69,7 @@ class Fleet:
                 setattr(engine.costs, name, policy.smooth(getattr(engine.costs, name), measured))
         if facts.unseen is not None:
             engine.unseen = facts.unseen
-        engine.counters.bytes_moved += facts.moved_bytes
+        _count_moves(engine, facts)
 
     def _learn_wake(self, engine: EngineRuntime, seconds: float) -> None:
         """A wake is measured by what it had to bring back: the depth is still the sleep's."""
@@ -252,6 +252,15 @@ class Fleet:
                 self.gpus[gpu].cordoned = reason or "cordoned before the service was restarted"
 
 
+def _count_moves(engine: EngineRuntime, facts: Facts) -> None:
+    counters = engine.counters
+    if facts.moved_bytes:
+        moves, seconds = (counters.into, facts.wake_s) if facts.wake_s is not None else (counters.out, facts.sleep_s)
+        moves.add(facts.moved_bytes, seconds or 0.0)
+    if facts.canary in counters.canaries:
+        counters.canaries[facts.canary] += 1
+
+
 def planned_awake_bytes(config: EngineConfig, gpu: GpuRecord) -> int:
     """What to plan with before the first measurement: the configured footprint, else vLLM's share of the GPU."""
     if config.footprint:
@@ -282,6 +291,7 @@ def _remember_engine(engine: EngineRuntime, record: EngineRecord) -> None:
     engine.failures, engine.faults = record.failures, tuple(record.faults)
     engine.drifted = bool(record.spec_hash) and record.spec_hash != engine.config.spec_hash()
     if record.ref:
+        engine.started_as = record.spec_hash if engine.drifted and is_live(record.state) else ""
         engine.handle = Handle(engine.name, record.launcher, record.url, record.ref)
 
 

@@ -2,6 +2,7 @@
 
 RotatorError
 ├── QueueFull            too many wait already
+│   └── ClientQueueFull      too many of this client
 ├── WaitExpired          the request's own deadline passed
 ├── EngineUnavailable    the engine is failing, was removed, or the service goes down
 └── Cut                  an admitted request was aborted
@@ -23,6 +24,10 @@ class QueueFull(RotatorError):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class ClientQueueFull(QueueFull):
+    pass
 
 
 class WaitExpired(RotatorError):

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -16,6 +16,7 @@ import aiohttp
 
 from rotator.config import GatewayConfig
 from rotator.ports_nodes import Doors
+from rotator.service.bodies import Bodies
 from rotator.service.events import EventBus
 from rotator.service.exchange import ClientGone, Exchange, Head, plain_dialect
 from rotator.service.fallback import Fallback
@@ -23,6 +24,7 @@ from rotator.service.keys import Authorize, Guard, Identify
 from rotator.service.metrics import Metrics
 from rotator.service.notices import Notices
 from rotator.service.proxy import Proxy
+from rotator.service.quotas import Quotas
 from rotator.service.realtime import Realtime
 from rotator.service.responses import ApiError, Receive, Scope, Send, refusal, send_json, server_error
 from rotator.service.rewrite import Request, read_request
@@ -39,7 +41,8 @@ _ASKED = frozenset((b"host", b"origin", b"sec-fetch-site", b"authorization", b"x
 class Gateway:
     """``authorize`` and ``guard`` are those of ``keys.Keys``; None lets everybody in. ``identify`` names the client
     that a request is of, so that none takes another's share of a line. ``session`` makes the pool of
-    connections to engines (``upstream.open_session`` where absent); ``doors`` lets them through nodes' agents."""
+    connections to engines (``upstream.open_session`` where absent); ``doors`` has what engines and agents want to see.
+    ``quotas`` bounds clients; ``bodies_bytes_max`` is what large request bodies may hold together."""
 
     def __init__(
         self,
@@ -55,6 +58,8 @@ class Gateway:
         session: Callable[[], aiohttp.ClientSession] | None = None,
         environ: Mapping[str, str] | None = None,
         doors: Doors = lambda _: None,
+        quotas: Quotas | None = None,
+        bodies_bytes_max: int = 1 << 30,
     ) -> None:
         self._traffic = traffic
         self._directory = directory
@@ -64,12 +69,14 @@ class Gateway:
         self._upstream = Upstream(
             session or (lambda: open_session(self._config.upstream_connect_s)), config.upstream_connect_s, doors
         )
+        self._quotas = quotas or Quotas()
+        self._bodies = Bodies(bodies_bytes_max)
         self._stored = Stored(traffic, directory, self._upstream)
-        self._proxy = Proxy(self._upstream, bus, config.keepalive_s, self._stored.learn)
+        self._proxy = Proxy(self._upstream, bus, config.keepalive_s, self._stored.learn, metrics)
         self._notices = Notices(traffic, directory)
         outside = os.environ if environ is None else environ
-        self._fallback = Fallback(traffic, directory, self._proxy, bus, metrics, outside)
-        self._realtime = Realtime(traffic, directory, self._upstream, bus)
+        self._fallback = Fallback(traffic, directory, self._proxy, bus, metrics, outside, self._quotas)
+        self._realtime = Realtime(traffic, directory, self._upstream, bus, self._quotas)
         self._since_wall_s = int(time.time())
         self.reconfigure(config)
 
@@ -97,7 +104,7 @@ class Gateway:
             await self._realtime.serve(scope, receive, send, denial, is_realtime(raw_path_of(scope)), client)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        x = Exchange(scope, receive, send, plain_dialect(raw_path_of(scope)))
+        x = Exchange(scope, receive, send, plain_dialect(raw_path_of(scope)), self._bodies)
         try:
             await self._answer(x, scope, send)
         except ApiError as e:
@@ -116,6 +123,7 @@ class Gateway:
             await x.fail(server_error(500, "the gateway failed on this request: its log says why", "internal_error"))
         finally:
             x.watch.stop()
+            x.forget_body()
 
     async def _answer(self, x: Exchange, scope: Scope, send: Send) -> None:
         if denial := self._denied(x.method, scope):
@@ -128,20 +136,23 @@ class Gateway:
         if self._identify is not None:
             x.client = self._identify(_credentials(scope))
         if route.kind is Kind.INFER:
-            await self._infer(x)
+            with self._quotas.request(x.client):
+                await self._infer(x)
         elif route.kind is Kind.STORED:
-            await self._stored.serve(x, self._proxy, await x.body(self._body_bytes_max))
+            with self._quotas.request(x.client):
+                body = await x.body(self._body_bytes_max)
+                await self._stored.serve(x, self._proxy, body, lambda target: self._quotas.allows(x.client, target))
         elif route.kind is Kind.MODELS:
-            rows = [self._model_row(target) for target in self._directory.targets()]
+            rows = [self._model_row(target) for target in self._targets(x.client)]
             await send_json(send, 200, {"object": "list", "data": rows}, [])
         else:
-            await send_json(send, 200, self._model_row(self._find(route.item)), [])
+            await send_json(send, 200, self._model_row(self._find(route.item, x.client)), [])
 
     # -- inference ---------------------------------------------------------------------------------------------------
 
     async def _infer(self, x: Exchange) -> None:
         request = read_request(await x.body(self._body_bytes_max), x.head.content_type)
-        target = self._find(request.model)
+        target = self._find(request.model, x.client)
         until_s = None
         if x.head.deadline_s is not None:
             until_s = asyncio.get_running_loop().time() + x.head.deadline_s
@@ -164,11 +175,15 @@ class Gateway:
             target.engine, request.model, deadline_s=x.head.deadline_s, request_id=x.id, client=x.client
         )
 
-    def _find(self, model: str) -> Target:
+    def _find(self, model: str, client: str) -> Target:
+        """A model that is not for this client is none that there is."""
         target = self._directory.resolve(model)
-        if target is None:
-            raise unknown_model(model, self._directory)
+        if target is None or not self._quotas.allows(client, target):
+            raise unknown_model(model, self._targets(client))
         return target
+
+    def _targets(self, client: str) -> list[Target]:
+        return [target for target in self._directory.targets() if self._quotas.allows(client, target)]
 
     # -- what needs no engine ----------------------------------------------------------------------------------------
 
@@ -200,8 +215,8 @@ def _credentials(scope: Scope) -> dict[str, str]:
     return {n.decode(): v.decode("latin-1") for n, v in scope["headers"] if n in _ASKED}
 
 
-def unknown_model(model: str, directory: Directory) -> ApiError:
-    names = [target.requested for target in directory.targets()]
+def unknown_model(model: str, targets: Iterable[Target]) -> ApiError:
+    names = [target.requested for target in targets]
     near = get_close_matches(model[:256], names, n=3, cutoff=0.5)
     hint = f"close: {', '.join(near)}" if near else "GET /v1/models lists them"
     return ApiError(404, f"there is no model '{model[:256]}'; {hint}", "model_not_found", param="model")

@@ -80,6 +80,16 @@ class Journal:
             if self._paying is None or self._paying.done():
                 self._paying = asyncio.create_task(self._pay())
 
+    @property
+    def owed(self) -> int:
+        """Outcomes that wait to be written."""
+        return len(self._owed)
+
+    @property
+    def lag_s(self) -> float:
+        """How long the oldest of them has waited."""
+        return max((self.wall() - outcome.at_wall_s for outcome in self._owed.values()), default=0.0)
+
     async def _pay(self) -> None:
         while self._owed:
             await asyncio.sleep(_AGAIN_S)

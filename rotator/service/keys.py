@@ -3,23 +3,32 @@
 Without keys the service trusts whoever reaches its loopback port. A browser on that machine reaches it too, so then
 requests that a foreign page caused are refused (``guard``): by their Host header, which a rebound DNS name gives away,
 and by Origin and Sec-Fetch-Site, which a page cannot forge.
+
+A key is 256 random bits, so one SHA-256 hides it as well as any slow hash would, and costs a request
+half a microsecond; why not more: decision 0019. Digests are found by a table, so the time taken
+tells of none how close it came.
 """
 
 import hashlib
 import hmac
 import ipaddress
 import secrets
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 from typing import Literal
 from urllib.parse import urlsplit
 
 from rotator.config import BindConfig, KeyConfig
-from rotator.service.sessions import Sessions
+from rotator.service.sessions import PREFIX, Sessions
 
 Scope = Literal["infer", "operate", "admin"]
 RANK: dict[Scope, int] = {"infer": 1, "operate": 2, "admin": 3}  # each includes the ones before it
 _READS = ("GET", "HEAD", "OPTIONS")
+_SECRET_CHARS_MAX = 4096  # of what is presented: more is no key, and is not hashed
+_SESSIONS_KEPT = 256  # verified ones: a signature costs fifty times what a look-up costs
 
 
 class Denial(str):
@@ -37,6 +46,17 @@ class Denial(str):
 Authorize = Callable[[Mapping[str, str], Scope], Denial | None]
 Identify = Callable[[Mapping[str, str]], str]
 Guard = Callable[[str, Mapping[str, str]], Denial | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A configured key, or a session that stands for it (``ends_wall_s``)."""
+
+    sha256: bytes
+    name: str
+    rank: int
+    confined: bool
+    ends_wall_s: float = inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +87,25 @@ class Keys:
     def __init__(
         self, keys: Iterable[KeyConfig] = (), bind: BindConfig | None = None, sessions: Sessions | None = None
     ) -> None:
-        self._keys = tuple((bytes.fromhex(k.sha256), k.name, max(RANK[s] for s in k.scopes)) for k in keys)
-        self._ranks = {name: rank for _, name, rank in self._keys}
         self.sessions = sessions
         self._bind = bind or BindConfig()
         self._hosts = {h.lower() for h in (*self._bind.hosts, self._bind.host, "localhost")}
+        self._take(keys)
+
+    def _take(self, keys: Iterable[KeyConfig]) -> None:
+        known = [
+            _Known(bytes.fromhex(k.sha256), k.name, max(RANK[s] for s in k.scopes), k.models is not None) for k in keys
+        ]
+        self._keys = {key.sha256: key for key in known}
+        self._by_name = {key.name: key for key in known}
+        self._verified: OrderedDict[bytes, _Known] = OrderedDict()  # sessions' tokens, by digest
+
+    def replace(self, keys: Iterable[KeyConfig]) -> None:
+        """Other keys from now on, also for sessions. Requests that were let in go on."""
+        keys = tuple(keys)
+        if self.sessions is not None:
+            self.sessions.replace(keys)
+        self._take(keys)
 
     @property
     def configured(self) -> bool:
@@ -87,32 +121,41 @@ class Keys:
         found = self._find(secret)
         if found is None:
             return Denial("the key is not known here", 401)
-        name, rank = found
-        if rank < RANK[scope]:
-            return Denial(f"key '{name}' lacks scope '{scope}': ask for one that has it", 403)
+        if found.rank < RANK[scope]:
+            return Denial(f"key '{found.name}' lacks scope '{scope}': ask for one that has it", 403)
         return None
+
+    def authorize_operator(self, headers: Mapping[str, str], scope: Scope) -> Denial | None:
+        """As ``authorize``, for what tells of all models: a key that is confined to some is refused."""
+        denial = self.authorize(headers, scope)
+        if denial is None and (known := self._known(headers)) is not None and known.confined:
+            return Denial(f"key '{known.name}' is for its own models alone: ask for one without 'models'", 403)
+        return denial
 
     def client(self, headers: Mapping[str, str]) -> str:
         """The name of the key that a request was sent with; empty where there is none, or none is known."""
-        secret = _presented(headers) if self._keys else None
-        found = self._find(secret) if secret is not None else None
-        return "" if found is None else found[0]
+        known = self._known(headers)
+        return "" if known is None else known.name
 
     def login(self, secret: str) -> tuple[str, int] | None:
-        """Whose key it is and its rank; None for one that is not known. A session's token is no key."""
-        is_token = self.sessions is not None and self.sessions.read(secret) is not None
-        return None if is_token else self._find(secret)
+        """Whose key it is and its rank; None for one that is not known, or that is for some models alone. A session's
+        token is no key."""
+        known = self._by_digest(secret)
+        return None if known is None or known.confined else (known.name, known.rank)
 
     def rank(self, name: str) -> int:
-        return self._ranks.get(name, 0)
+        return self._by_name[name].rank if name in self._by_name else 0
 
     def guard(self, method: str, headers: Mapping[str, str]) -> Denial | None:
-        """None where no web page can have caused the request, or where keys make that harmless, else why not."""
-        if self._keys:
-            return None
+        """None where no web page can have caused the request, or where keys make that harmless, else why not. With
+        ``bind.hosts`` the service answers to those names and to addresses alone, keys or not."""
         host = headers.get("host", "")
+        if self._keys:
+            if self._bind.hosts and not self._is_own(host) and not _is_address(_host_name(host)):
+                return _wrong_host(host)
+            return None
         if self._bind.is_loopback and not self._is_own(host):
-            return Denial(f"host '{host[:100]}' is not this service: add it to bind.hosts if it should be", 421)
+            return _wrong_host(host)
         if method in _READS:
             return None
         origin = headers.get("origin")
@@ -122,21 +165,46 @@ class Keys:
             return Denial("a page of another site may not post here: configure keys, and send one", 403)
         return None
 
-    def _find(self, secret: str) -> tuple[str, int] | None:
-        """Compares with every key, so that the time taken tells nothing about which one came close. A session's token
-        stands for its key."""
-        if self.sessions is not None and (session := self.sessions.read(secret)) is not None:
-            return session.key, self._ranks[session.key]
-        given = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
-        found = None
-        for wanted, name, rank in self._keys:
-            if hmac.compare_digest(given, wanted):
-                found = (name, rank)
-        return found
+    def _known(self, headers: Mapping[str, str]) -> _Known | None:
+        secret = _presented(headers) if self._keys else None
+        return None if secret is None else self._find(secret)
+
+    def _find(self, secret: str) -> _Known | None:
+        return self._by_digest(secret) or self._by_session(secret)
+
+    def _by_digest(self, secret: str) -> _Known | None:
+        if len(secret) > _SECRET_CHARS_MAX:
+            return None
+        given = _digest(secret)
+        known = self._keys.get(given)
+        return known if known is not None and hmac.compare_digest(given, known.sha256) else None
+
+    def _by_session(self, token: str) -> _Known | None:
+        """A session's token stands for its key."""
+        if self.sessions is None or len(token) > _SECRET_CHARS_MAX or not token.startswith(PREFIX):
+            return None
+        known = self._verified.get(_digest(token))
+        if known is None:
+            session = self.sessions.read(token)
+            key = self._by_name.get(session.key) if session is not None else None
+            if session is None or key is None:
+                return None
+            known = self._verified[_digest(token)] = replace(key, ends_wall_s=session.ends_wall_s)
+            if len(self._verified) > _SESSIONS_KEPT:
+                self._verified.popitem(last=False)
+        return known if known.ends_wall_s > time.time() else None
 
     def _is_own(self, host: str) -> bool:
         name = _host_name(host)
         return name in self._hosts or _is_loopback_address(name)
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
+
+
+def _wrong_host(host: str) -> Denial:
+    return Denial(f"host '{host[:100]}' is not this service: add it to bind.hosts if it should be", 421)
 
 
 def _presented(headers: Mapping[str, str]) -> str | None:
@@ -152,6 +220,13 @@ def _host_name(host: str) -> str:
         return (urlsplit(f"//{host}").hostname or "").lower()
     except ValueError:
         return ""
+
+
+def _is_address(name: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
 
 
 def _is_loopback_address(name: str) -> bool:

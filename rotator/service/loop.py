@@ -416,7 +416,13 @@ class Loop:
         self._count_swap_time(active)
         phases = {name: round(seconds, 4) for name, seconds in active.phases_s.items()}
         admit = active.swap.admit.engine if active.swap.admit else None
-        self.world.bus.publish("swap.ended", admit, id=active.id, error=active.error, phases_s=phases)
+        timeline = [
+            {"phase": phase, "engine": engine, "at_s": round(a - active.begun_at_s, 4), "seconds": round(b - a, 4)}
+            for phase, engine, a, b in active.timeline
+        ]
+        self.world.bus.publish(
+            "swap.ended", admit, id=active.id, error=active.error, phases_s=phases, timeline=timeline
+        )
         self.desk.ended(active)
 
     def _count_swap_time(self, active: ActiveSwap) -> None:

@@ -1,55 +1,117 @@
 """What Prometheus reads. Counted in memory by the data plane; gauges are read when they are scraped."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from rotator.service.metric_table import Families, counter, histogram
 from rotator.service.traffic import Traffic
 
-WAIT_BUCKETS_S = (0.0, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 MODELS_MAX = 4096  # as many names as are told apart; a name is only counted after it was found, so this is a backstop
+
+
+class _Model:
+    """One model's own children of the families: a request pays no look-up by labels."""
+
+    __slots__ = ("completion", "estimated", "first", "outcomes", "per_token", "prompt", "wait")
+
+    def __init__(self, metrics: "Metrics", model: str) -> None:
+        self.outcomes = {o: metrics.requests.labels(model, o).inc for o in ("ok", "failed", "client_left")}
+        self.wait = metrics.waits.labels(model).observe
+        self.prompt = metrics.prompt_tokens.labels(model).inc
+        self.completion = metrics.completion_tokens.labels(model).inc
+        self.estimated = metrics.estimated.labels(model).inc
+        self.first = metrics.first_token.labels(model).observe
+        self.per_token = metrics.per_token.labels(model).observe
 
 
 class Metrics:
     """One registry and everything in it."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "rotator_requests", "Requests by model and outcome", ("model", "outcome"), registry=self.registry
-        )
-        self._waits = Histogram(
-            "rotator_wait_seconds",
-            "How long requests waited for their model",
-            ("model",),
-            buckets=WAIT_BUCKETS_S,
-            registry=self.registry,
-        )
-        self._fallbacks = Counter(
-            "rotator_fallbacks", "Requests that went elsewhere", ("model", "to"), registry=self.registry
-        )
-        self._counted: dict[tuple[str, str], Callable[[float], None]] = {}
-        self._observed: dict[str, Callable[[float], None]] = {}
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.requests = counter("rotator_requests_total", registry)
+        self.waits = histogram("rotator_wait_seconds", registry)
+        self.prompt_tokens = counter("rotator_prompt_tokens_total", registry)
+        self.completion_tokens = counter("rotator_completion_tokens_total", registry)
+        self.estimated = counter("rotator_estimated_answers_total", registry)
+        self.first_token = histogram("rotator_time_to_first_token_seconds", registry)
+        self.per_token = histogram("rotator_time_per_output_token_seconds", registry)
+        self._fallbacks = counter("rotator_fallbacks_total", registry)
+        self._swaps = counter("rotator_swaps_total", registry)
+        self._phases = histogram("rotator_swap_phase_seconds", registry)
+        self._incidents = counter("rotator_incidents_total", registry)
+        self._missed = counter("rotator_events_missed_total", registry)
+        self._lag = histogram("rotator_event_loop_lag_seconds", registry)
+        self._scrapes = counter("rotator_engine_metrics_failures_total", registry)
+        self._models: dict[str, _Model] = {}
+
+    # -- the data plane ----------------------------------------------------------------------------------------------
 
     def request_ended(self, model: str, waited_s: float, outcome: str) -> None:
         """``outcome`` is ok, failed, client_left, aborted, refused or expired."""
-        key = (model, outcome)
-        if (count := self._counted.get(key)) is None:
-            if len(self._counted) >= MODELS_MAX:
-                self._counted.clear()
-            count = self._counted[key] = self._requests.labels(model, outcome).inc
-        count(1.0)
-        if (observe := self._observed.get(model)) is None:
-            if len(self._observed) >= MODELS_MAX:
-                self._observed.clear()
-            observe = self._observed[model] = self._waits.labels(model).observe
-        observe(waited_s)
+        mine = self._of(model)
+        count = mine.outcomes.get(outcome)
+        if count is None:
+            count = mine.outcomes[outcome] = self.requests.labels(model, outcome).inc
+        count()
+        mine.wait(waited_s)
+
+    def answered(
+        self,
+        model: str,
+        prompt: int,
+        completion: int,
+        *,
+        estimated: bool = False,
+        first_s: float | None = None,
+        per_token_s: float | None = None,
+    ) -> None:
+        """What an answer told of its tokens; seconds only of streams."""
+        mine = self._of(model)
+        if prompt:
+            mine.prompt(prompt)
+        if completion:
+            mine.completion(completion)
+        if estimated:
+            mine.estimated()
+        if first_s is not None:
+            mine.first(first_s)
+        if per_token_s is not None:
+            mine.per_token(per_token_s)
 
     def fell_back(self, model: str, to: str) -> None:
         self._fallbacks.labels(model, to).inc()
+
+    def _of(self, model: str) -> _Model:
+        found = self._models.get(model)
+        if found is None:
+            if len(self._models) >= MODELS_MAX:
+                self._models.clear()
+            found = self._models[model] = _Model(self, model)
+        return found
+
+    # -- what happens beside it --------------------------------------------------------------------------------------
+
+    def swap_ended(self, phases_s: Mapping[str, float], failed: bool) -> None:
+        self._swaps.labels("failed" if failed else "ok").inc()
+        for phase, seconds in phases_s.items():
+            self._phases.labels(phase).observe(seconds)
+
+    def incident_opened(self, kind: str) -> None:
+        self._incidents.labels(kind).inc()
+
+    def events_missed(self, count: int) -> None:
+        self._missed.inc(count)
+
+    def lagged(self, seconds: float) -> None:
+        self._lag.observe(seconds)
+
+    def scrape_failed(self, engine: str, reason: str) -> None:
+        self._scrapes.labels(engine, reason).inc()
 
     def watch(self, traffic: Traffic) -> None:
         """Show who waits, is in flight and stands still, engine by engine."""
@@ -61,23 +123,18 @@ class _TrafficGauges(Collector):
         self._traffic = traffic
 
     def collect(self) -> Iterable[Metric]:
-        engines = self._traffic.engines()
-        for name, text, read in (
-            ("rotator_queue", "Requests that wait for their model", self._traffic.waiting),
-            ("rotator_in_flight", "Requests in flight", self._traffic.in_flight),
-            ("rotator_frozen", "Streams that stand still", self._traffic.frozen),
-        ):
-            family = GaugeMetricFamily(name, text, labels=("engine",))
-            for engine in engines:
-                family.add_metric((engine,), read(engine))
-            yield family
-        freezes = CounterMetricFamily("rotator_freezes", "Streams that stood still through a sleep", labels=("engine",))
-        for engine in engines:
-            freezes.add_metric((engine,), self._traffic.freezes(engine))
-        yield freezes
-        stalls = CounterMetricFamily(
-            "rotator_stall_seconds", "How long streams stood still, all freezes that are over", labels=("engine",)
-        )
-        for engine in engines:
-            stalls.add_metric((engine,), self._traffic.stalled_s(engine))
-        yield stalls
+        traffic = self._traffic
+        read = {
+            "rotator_queue_requests": traffic.waiting,
+            "rotator_queue_oldest_wait_seconds": traffic.oldest_wait_s,
+            "rotator_queue_wait_bound_seconds": traffic.wait_bound_s,
+            "rotator_in_flight_requests": traffic.in_flight,
+            "rotator_frozen_requests": traffic.frozen,
+            "rotator_freezes_total": traffic.freezes,
+            "rotator_stall_seconds_total": traffic.stalled_s,
+        }
+        families = Families(read)
+        for engine in traffic.engines():
+            for name, value in read.items():
+                families.add(name, value(engine), engine)
+        return families.all()

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from rotator.core.values import Action, Command, EngineName, GpuId, Plan
-from rotator.ports import Page, RotatorError
+from rotator.ports import Incident, Page, RotatorError
 
 
 class UnknownEngine(RotatorError):

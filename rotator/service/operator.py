@@ -10,7 +10,7 @@ from typing import Any
 
 from rotator import __version__
 from rotator.core.values import Action, Command, CommandKind, Plan, State
-from rotator.ports import LedgerError, Page
+from rotator.ports import Incident, LedgerError, Page
 from rotator.service.ledger_check import check_ledger
 from rotator.service.loop import Loop
 from rotator.service.mailbox import Asked

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from rotator.service.channel import EngineAnswer, Lost
 from rotator.service.events import EventBus
 from rotator.service.exchange import Exchange
+from rotator.service.meter import Meter
+from rotator.service.metrics import Metrics
 from rotator.service.pool import Unreachable
 from rotator.service.relay import Relay
 from rotator.service.responses import server_error
 from rotator.service.rewrite import Request, body_for
-from rotator.service.routes import Dialect, Target
+from rotator.service.routes import Dialect, Kind, Target
 from rotator.service.traffic import EngineUnavailable, Ticket
 from rotator.service.upstream import Upstream
 from rotator.service.watch import FreeFlow
@@ -21,13 +23,14 @@ Learn = Callable[[str, Target], None]
 
 
 class Proxy:
-    """``learn(id, target)`` hears of every answer that its engine keeps."""
+    """``learn(id, target)`` hears of every answer that its engine keeps; ``metrics`` of its tokens."""
 
-    def __init__(self, upstream: Upstream, bus: EventBus, keepalive_s: float, learn: Learn) -> None:
+    def __init__(self, upstream: Upstream, bus: EventBus, keepalive_s: float, learn: Learn, metrics: Metrics) -> None:
         self.keepalive_s = keepalive_s
         self._upstream = upstream
         self._bus = bus
         self._learn = learn
+        self._metrics = metrics
         self._alarmed_at_s: dict[str, float] = {}
 
     async def serve(self, x: Exchange, request: Request, target: Target, ticket: Ticket) -> None:
@@ -45,9 +48,10 @@ class Proxy:
         x.watch.listen_soon()
         ticket.on_cut(x.watch.cut)
         outcome, answer, head = "failed", None, x.head
+        meter = Meter(self._metrics, ticket, x.watch.clock) if x.route.kind is Kind.INFER else None
         try:
             answer = await self._upstream.open(x.method, target.url, x.route.path, head.query, head.forward, body)
-            outcome = await self._relay(x, answer, target, ticket).run()
+            outcome = await self._relay(x, answer, target, ticket, meter).run()
         except Unreachable as e:
             self._alarm(target, str(e))
             raise EngineUnavailable(f"'{target.engine}' cannot be reached: {e}", ALARM_EVERY_S) from None
@@ -57,6 +61,8 @@ class Proxy:
         finally:
             if answer is not None:
                 answer.close()
+            if meter is not None:
+                meter.end()
             ticket.leave("aborted" if ticket.cut else "client_left" if x.watch.left else outcome)
 
     async def outside(self, x: Exchange, url: str, body: bytes, headers: dict[str, str], name: str | None) -> None:
@@ -73,13 +79,13 @@ class Proxy:
             if answer is not None:
                 answer.close()
 
-    def _relay(self, x: Exchange, answer: EngineAnswer, target: Target, ticket: Ticket) -> Relay:
+    def _relay(self, x: Exchange, answer: EngineAnswer, target: Target, ticket: Ticket, meter: Meter | None) -> Relay:
         learn = None
         if x.dialect is Dialect.RESPONSES and x.method == "POST":
             learn = lambda ident: self._learn(ident, target)  # noqa: E731 # a closure, only on this route
         name = target.requested if target.requested != target.served_model else None
         tags = x.tags(target.engine, ticket)
-        return Relay(x, answer, ticket, tags, name=name, keepalive_s=self.keepalive_s, learn=learn)
+        return Relay(x, answer, ticket, tags, name=name, keepalive_s=self.keepalive_s, learn=learn, meter=meter)
 
     def _alarm(self, target: Target, reason: str) -> None:
         now_s = asyncio.get_running_loop().time()

@@ -16,6 +16,7 @@ from rotator.ports_nodes import UNREACHABLE_HEADER
 from rotator.service.events import EventBus
 from rotator.service.exchange import Head
 from rotator.service.inbox import Inbox
+from rotator.service.quotas import Quotas
 from rotator.service.responses import ApiError, Message, Receive, Scope, Send, error_body, refusal, server_error
 from rotator.service.rewrite import MODEL_CHARS_MAX, rename
 from rotator.service.routes import Dialect, Directory, Target
@@ -34,7 +35,10 @@ _CLIENT_DONE = (1000, 1001, 1005)
 
 
 class Realtime:
-    def __init__(self, traffic: Traffic, directory: Directory, upstream: Upstream, bus: EventBus) -> None:
+    def __init__(
+        self, traffic: Traffic, directory: Directory, upstream: Upstream, bus: EventBus, quotas: Quotas
+    ) -> None:
+        self._quotas = quotas
         self._traffic = traffic
         self._directory = directory
         self._upstream = upstream
@@ -53,16 +57,16 @@ class Realtime:
                 raise ApiError(404, f"there is no WebSocket {scope['path'][:200]} here", "unknown_url")
             head = Head(scope["headers"], scope["query_string"])
             model = dict(parse_qsl(head.query.decode("latin-1"))).get("model")
-            target = self._find(model) if model else None
+            target = self._find(model, client) if model else None
+            with self._quotas.request(client):
+                await send({"type": "websocket.accept", "subprotocol": _subprotocol(scope)})
+                await _Session(self, Inbox(receive), send, head, scope, client).run(target)
         except ApiError as e:
             await _reject(scope, send, e)
-            return
-        await send({"type": "websocket.accept", "subprotocol": _subprotocol(scope)})
-        await _Session(self, Inbox(receive), send, head, scope, client).run(target)
 
-    def _find(self, model: str) -> Target:
+    def _find(self, model: str, client: str) -> Target:
         target = self._directory.resolve(model) if len(model) <= MODEL_CHARS_MAX else None
-        if target is None:
+        if target is None or not self._quotas.allows(client, target):
             raise ApiError(404, f"there is no model '{model[:256]}'", "model_not_found", param="model")
         return target
 
@@ -149,7 +153,7 @@ class _Session:
                     content = await self._inbox.get()
                     if model := _model_in(content):
                         self._inbox.put_back(content)
-                        return self._parent._find(model)
+                        return self._parent._find(model, self._client)
                     await self._say(error_message(_no_model()))
         except TimeoutError:
             pass

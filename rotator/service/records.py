@@ -49,11 +49,32 @@ class Costs:
 
 
 @dataclass(slots=True)
+class Moves:
+    """VRAM that wakes filled, or sleeps freed, and what that took."""
+
+    bytes: int = 0
+    seconds: float = 0.0
+    last_bytes_per_s: float | None = None
+
+    def add(self, size: int, seconds: float) -> None:
+        self.bytes += size
+        self.seconds += seconds
+        if seconds > 0:
+            self.last_bytes_per_s = size / seconds
+
+
+@dataclass(slots=True)
 class Counters:
     wakes: int = 0
     sleeps: int = 0
     starts: int = 0
-    bytes_moved: int = 0
+    into: Moves = field(default_factory=Moves)
+    out: Moves = field(default_factory=Moves)
+    canaries: dict[str, int] = field(default_factory=lambda: {"passed": 0, "failed": 0, "recorded": 0})
+
+    @property
+    def bytes_moved(self) -> int:
+        return self.into.bytes + self.out.bytes
 
 
 @dataclass(slots=True)
@@ -96,6 +117,7 @@ class EngineRuntime:
     preload: bool = False
     pinned: bool = False
     drifted: bool = False  # runs with another command than the configuration now says
+    started_as: str = ""  # the spec hash of what runs, where it is not the configuration's
     yields_after_s: float = 0.0  # it refused to yield (streams that cannot freeze): do not ask again before
     sinks_after_s: float = 0.0  # it would not go deeper: do not ask again before
     after_stop: Event = Event.GONE
@@ -185,7 +207,7 @@ class EngineRuntime:
             launcher=self.config.launcher,
             url=self.url,
             ref=dict(self.handle.ref) if self.handle else {},
-            spec_hash=self.config.spec_hash(),
+            spec_hash=self.started_as or self.config.spec_hash(),
             version=self.version,
             canary=dict(self.golden) if self.golden else None,
             failures=self.failures,
@@ -212,6 +234,7 @@ class ActiveSwap:
     interrupts: bool = False  # somebody was served by those who yield
     unwanted: asyncio.Event = field(default_factory=asyncio.Event)
     phases_s: dict[str, float] = field(default_factory=dict)
+    timeline: list[tuple[str, str, float, float]] = field(default_factory=list)  # phase, engine, from, to: loop's clock
     error: str | None = None
     refused: set[str] = field(default_factory=set)  # victims that could not yield: asked again only after a while
     task: asyncio.Task[None] | None = None

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from rotator.service.channel import Answer
 from rotator.service.exchange import Exchange, answer_headers
+from rotator.service.meter import Meter
 from rotator.service.responses import Header, comment, foreign_error_event
 from rotator.service.rewrite import Events, rename_json
 from rotator.service.watch import Flow, Stall
@@ -20,9 +21,10 @@ _ID = re.compile(rb'"id"\s*:\s*"([A-Za-z0-9_-]{1,256})"')
 
 
 class Relay:
-    """``name`` replaces the model's name in the answer; None leaves every byte. ``learn`` hears the answer's id."""
+    """``name`` replaces the model's name in the answer; None leaves every byte. ``learn`` hears the answer's id.
+    ``meter`` sees what a model's answer says of its tokens."""
 
-    __slots__ = ("_answer", "_flow", "_keepalive_s", "_learn", "_name", "_tags", "_x")
+    __slots__ = ("_answer", "_flow", "_keepalive_s", "_learn", "_meter", "_name", "_tags", "_x")
 
     def __init__(
         self,
@@ -34,6 +36,7 @@ class Relay:
         name: str | None,
         keepalive_s: float,
         learn: Callable[[str], None] | None = None,
+        meter: Meter | None = None,
     ) -> None:
         self._x = x
         self._answer = answer
@@ -42,6 +45,7 @@ class Relay:
         self._name = name
         self._keepalive_s = keepalive_s
         self._learn = learn
+        self._meter = meter if answer.status == 200 else None
 
     async def run(self) -> str:
         """Pass the answer on to its end; returns the request's outcome. Raises Lost and Cut."""
@@ -88,6 +92,8 @@ class Relay:
             body = await self._read_whole()
             if body is not None:
                 self._heard(body)
+                if self._meter is not None:
+                    self._meter.body(body)
                 if renames and self._name is not None:
                     body = rename_json(body, self._name)
                 await self._start(len(body))
@@ -125,7 +131,7 @@ class Relay:
 
     async def _pump_events(self, events: Events) -> None:
         """Whole events go down as they come. While the stream stands still, comments keep its connection alive."""
-        x, flow, read = self._x, self._flow, self._answer.readany
+        x, flow, read, meter = self._x, self._flow, self._answer.readany, self._meter
         x.events = events
         told = 0  # freezes that the client was told of
         with Stall(flow, self._keepalive_s) as stall:
@@ -135,6 +141,8 @@ class Relay:
                     continue
                 between = events.whole
                 if data := events.feed(chunk):
+                    if meter is not None:
+                        meter.events(data)
                     if self._learn is not None:
                         self._heard(data)
                     if not flow.flowing:

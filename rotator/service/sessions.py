@@ -23,8 +23,12 @@ class Sessions:
 
     def __init__(self, secret: str, keys: Iterable[KeyConfig], lasts_s: float) -> None:
         self._signer = URLSafeTimedSerializer(secret, salt=_SALT)
-        self._digests = {k.name: k.sha256[:_DIGEST_CHARS] for k in keys}
         self._lasts_s = lasts_s
+        self.replace(keys)
+
+    def replace(self, keys: Iterable[KeyConfig]) -> None:
+        """Other keys from now on: sessions of those that are gone or changed end."""
+        self._digests = {k.name: k.sha256[:_DIGEST_CHARS] for k in keys}
 
     def issue(self, key: str) -> str:
         """Raises KeyError where there is no such key."""

@@ -86,6 +86,8 @@ class Setup:
         """Settings apply at once. What a process was started with applies at its next start: at once if it is down."""
         runtime = self._loop.runtime(engine.name)
         pin_changed = runtime.config.pin != engine.pin
+        if restart_needed and is_live(runtime.state):  # what runs stays what it was started as
+            runtime.started_as = runtime.started_as or runtime.config.spec_hash()
         runtime.config = engine
         if pin_changed:
             runtime.pinned = engine.pin
@@ -132,8 +134,8 @@ class Setup:
         ]
         problems += [words for engine in config.engines if (words := self._misplaced(engine)) is not None]
         problems += [
-            f"engine '{engine.name}'.launcher: '{engine.launcher}' is not available in this release: start the engine "
-            "yourself and use launcher 'attach' with its url"
+            f"engine '{engine.name}'.launcher: '{engine.launcher}' is not available: give it what it needs and restart "
+            "the service, or start the engine yourself and use launcher 'attach' with its url"
             for engine in config.engines
             if engine.launcher not in self._loop.world.launchers
         ]
@@ -162,6 +164,7 @@ class Setup:
     def _limits(self, config: FleetConfig) -> None:
         gateway, policies, traffic = config.gateway, config.policies, self._loop.world.traffic
         traffic.shares = {key.name: key.share for key in config.keys}
+        traffic.waiting_max = {key.name: key.waiting_max for key in config.keys if key.waiting_max is not None}
         traffic.queue_total_max = gateway.queue_total_max
         traffic.configure(
             {

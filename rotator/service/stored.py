@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
 
 from rotator.service.channel import Lost
 from rotator.service.exchange import Exchange
@@ -31,10 +32,12 @@ class Stored:
         if len(self._known) > KNOWN_MAX:
             self._known.popitem(last=False)
 
-    async def serve(self, x: Exchange, proxy: Proxy, body: bytes) -> None:
-        """Raises ApiError (404 where no engine has it) and EngineUnavailable."""
+    async def serve(self, x: Exchange, proxy: Proxy, body: bytes, allows: Callable[[Target], bool]) -> None:
+        """Raises ApiError (404 where no engine that the client may use has it) and EngineUnavailable."""
         ident = x.route.item
-        target = self._remembered(ident) or await self._search(ident)
+        target = self._remembered(ident) or await self._search(ident, allows)
+        if not allows(target):
+            raise _not_found(ident)
         ticket = self._traffic.visit(target.engine)
         x.id = ticket.id
         x.head.drop(b"accept-encoding")
@@ -49,8 +52,8 @@ class Stored:
                 return _as(target, known[1])
         return None
 
-    async def _search(self, ident: str) -> Target:
-        targets = tuple(self._directory.running())
+    async def _search(self, ident: str, allows: Callable[[Target], bool]) -> Target:
+        targets = tuple(target for target in self._directory.running() if allows(target))
         answers = await asyncio.gather(*(self._has(target, ident) for target in targets))
         for target, has in zip(targets, answers, strict=True):
             if has:
@@ -61,7 +64,7 @@ class Stored:
             raise server_error(
                 503, f"'{', '.join(silent)}' could not be asked about it: try again", "engine_silent", 1.0
             )
-        raise ApiError(404, f"no engine here has a response '{ident}'", "response_not_found")
+        raise _not_found(ident)
 
     async def _has(self, target: Target, ident: str) -> bool | None:
         """None where it does not answer."""
@@ -72,6 +75,10 @@ class Stored:
             return None
         answer.close()
         return answer.status == 200
+
+
+def _not_found(ident: str) -> ApiError:
+    return ApiError(404, f"no engine here has a response '{ident}'", "response_not_found")
 
 
 def _as(target: Target, requested: str) -> Target:

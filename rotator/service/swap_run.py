@@ -45,8 +45,12 @@ class SwapRunner:
         active.phases_s["total"] = clock() - begun
 
     async def _run(self, active: ActiveSwap) -> None:
-        entries = await self._open(active, active.swap.evict)
         admit = active.swap.admit
+        if admit is not None and (why := await self._admitter.doomed(admit)) is not None:
+            entry = (await self._open(active, (admit,)))[admit.engine]
+            await self._admitter.refuse(admit, active, entry, why)
+            return
+        entries = await self._open(active, active.swap.evict)
         if admit is None:
             await self._evictor.run(active, entries)
             return

@@ -8,16 +8,27 @@ is closed right after it was opened still drains what it let in.
 
 import asyncio
 import secrets
+from collections import Counter
 from collections.abc import Callable, Mapping
 from math import inf
 
 from rotator.core.history import Chains, Expectation, History, expect
 from rotator.core.values import EngineName
 from rotator.ports import RotatorError
-from rotator.service.gates import Cut, EngineUnavailable, Gate, Limits, QueueFull, Ticket, Waiter, WaitExpired
+from rotator.service.gates import (
+    ClientQueueFull,
+    Cut,
+    EngineUnavailable,
+    Gate,
+    Limits,
+    QueueFull,
+    Ticket,
+    Waiter,
+    WaitExpired,
+)
 from rotator.service.operations import QueueEntry
 
-__all__ = ["Cut", "EngineUnavailable", "Limits", "QueueFull", "Ticket", "Traffic", "WaitExpired"]
+__all__ = ["ClientQueueFull", "Cut", "EngineUnavailable", "Limits", "QueueFull", "Ticket", "Traffic", "WaitExpired"]
 RETRY_UNKNOWN_S = 10.0  # what a full queue tells its clients when nobody can say how long a wake takes
 
 
@@ -48,6 +59,8 @@ class Traffic:
         self._clock: Callable[[], float] | None = None
         self._chains = Chains()
         self.shares: Mapping[str, float] = {}  # of clients, 1 where none is named
+        self.waiting_max: Mapping[str, int] = {}  # of clients, in all lines together; no bound where none is named
+        self._waiting_by: Counter[str] = Counter()
         self.local_offset_s: float | None = None  # from the loop's clock to local wall time; None: no hours are learned
         self._id_prefix = f"r{secrets.token_hex(4)}"  # tells this life's requests from those of the last
         self._id_last = 0
@@ -97,7 +110,7 @@ class Traffic:
             if gate is None:
                 raise EngineUnavailable(f"'{engine}' is not configured")
             self._note(gate, now)
-            self._check_queue(gate)
+            self._check_queue(gate, client)
         except RotatorError:
             self._on_request_end(model, 0.0, "refused")
             raise
@@ -196,6 +209,11 @@ class Traffic:
         since_s = gate.waiters.first_since_s if gate else None
         return 0.0 if since_s is None else self.now_s() - since_s
 
+    def wait_bound_s(self, engine: EngineName) -> float:
+        """How long a request may wait for it at most; 0 for an engine that is not configured."""
+        gate = self._gates.get(engine)
+        return gate.limits.wait_deadline_s if gate else 0.0
+
     def weight(self, engine: EngineName) -> float:
         """How many wait, no client counted above its maximum; streams that stand still count as waiting."""
         gate = self._gates.get(engine)
@@ -285,7 +303,7 @@ class Traffic:
 
     # -- within ------------------------------------------------------------------------------------------------------
 
-    def _check_queue(self, gate: Gate) -> None:
+    def _check_queue(self, gate: Gate, client: str) -> None:
         if self._shut:
             raise EngineUnavailable("shutting down")
         if gate.removed:
@@ -294,15 +312,17 @@ class Traffic:
             raise EngineUnavailable(*gate.failure)
         if gate.admits:
             return
-        where = None
-        if len(gate.waiters) >= gate.limits.queue_max:
+        where, kind = None, QueueFull
+        if self._waiting_by[client] >= self.waiting_max.get(client, inf):
+            where, kind = f"of key '{client}' ({self._waiting_by[client]})", ClientQueueFull
+        elif len(gate.waiters) >= gate.limits.queue_max:
             where = f"for '{gate.engine}' ({len(gate.waiters)})"
         elif self._waiting_total >= self.queue_total_max:
             where = f"in all ({self._waiting_total})"
         if where is not None:
             eta_s = self._eta(gate.engine)
             retry_after_s = RETRY_UNKNOWN_S if eta_s is None else eta_s
-            raise QueueFull(f"too many requests wait {where}: try again later", retry_after_s)
+            raise kind(f"too many requests wait {where}: try again later", retry_after_s)
 
     def _note(self, gate: Gate, now_s: float) -> None:
         """A client's request came: only these count as use, never a probe, a scrape, a canary or a look at a list."""
@@ -344,6 +364,7 @@ class Traffic:
         gate.waiters.add(waiter, client, self.shares.get(client, 1.0), now_s)
         gate.crowd.add(client)
         self._waiting_total += 1
+        self._waiting_by[client] += 1
         timer = loop.call_later(bound_s, self._expire, gate, waiter)
         try:
             self._on_demand(gate.engine)
@@ -360,6 +381,9 @@ class Traffic:
             raise
         finally:
             timer.cancel()
+            self._waiting_by[client] -= 1
+            if not self._waiting_by[client]:
+                del self._waiting_by[client]
             if waiter in gate.waiters:
                 self._drop_waiter(gate, waiter)
                 self._on_demand(gate.engine)

@@ -60,6 +60,10 @@ class Watch:
         self.left = False
         self.reason: str | None = None
 
+    def clock(self) -> float:
+        """Seconds, on the loop's clock."""
+        return self._loop.time()
+
     def listen_soon(self) -> None:
         """Begin to listen for the client's going, if the request takes longer than a moment. Its body was read."""
         if self._timer is None and self._listener is None:

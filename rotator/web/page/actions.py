@@ -52,10 +52,10 @@ class Actions:
     ) -> None:
         try:
             plan = await self._dry(path, body)
+            hurt = _interrupted(plan, await self._model.source.look())  # what the page shows may be a second old
         except Unanswered as e:
             _tell(str(e), good=False)
             return
-        hurt = self._interrupted(plan)
         if always or hurt:
             told = (
                 f"Requests in flight: {', '.join(hurt)}. They finish or freeze."
@@ -71,13 +71,6 @@ class Actions:
         answer = await self._model.source.act(self._token, path, {**body, "dry_run": True})
         return dict(answer["plan"])
 
-    def _interrupted(self, plan: Mapping[str, Any]) -> list[str]:
-        """Who is served now and would not be."""
-        look = self._model.look or {"engines": ()}
-        served = {e["name"]: e["in_flight"] for e in look["engines"]}
-        names = [step["engine"] for swap in plan["swaps"] for step in swap["evict"]]
-        return [f"{name} {served[name]}" for name in names if served.get(name)]
-
     async def _do(self, path: str, body: Mapping[str, Any], done: str, client: Any = None) -> None:
         """Carry it out and tell how it went, on the page that asked, if it is still open."""
         try:
@@ -89,6 +82,13 @@ class Actions:
         self._model.hurry()
         with client or ui.context.client:
             _tell(told, good=good)
+
+
+def _interrupted(plan: Mapping[str, Any], look: Mapping[str, Any]) -> list[str]:
+    """Who is served now and would not be."""
+    served = {e["name"]: e["in_flight"] for e in look["engines"]}
+    names = [step["engine"] for swap in plan["swaps"] for step in swap["evict"]]
+    return [f"{name} {served[name]}" for name in names if served.get(name)]
 
 
 class _Confirm:

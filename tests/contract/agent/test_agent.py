@@ -19,7 +19,7 @@ from rotator.agent.settings import AgentConfig
 from rotator.config import ConfigError
 from rotator.core.gpu_faults import GpuHealth
 from rotator.ports import DeviceError, DeviceTimeout, NodeError
-from rotator.ports_nodes import pid_of_node, pid_there
+from rotator.ports_nodes import TOKEN_HEADER, pid_of_node, pid_there
 from tests.contract.agent.conftest import GIB, Running, agent_up
 
 SOON_S = 5.0
@@ -94,7 +94,7 @@ async def test_nobody_comes_in_without_a_certificate_of_our_authority(agent: Run
         await agents.host("n", deadline_s=SOON_S)
     await agents.close()
     bare = aiohttp.TCPConnector(ssl=False)
-    token = {"Authorization": f"Bearer {(agent.tls / 'token').read_text().strip()}"}
+    token = {TOKEN_HEADER: (agent.tls / "token").read_text().strip()}
     async with aiohttp.ClientSession(connector=bare) as session:
         with pytest.raises(aiohttp.ClientError):
             await session.get(f"https://127.0.0.1:{agent.port}/v1/node", headers=token)

@@ -1,6 +1,7 @@
 """Requests through an agent: as if the engine had been asked itself, also where it fails."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -9,7 +10,9 @@ from aiohttp import web
 
 from rotator.adapters.agents import Agents
 from rotator.adapters.vllm import VllmControl
+from rotator.agent.run import listen
 from rotator.ports import EngineUnreachable
+from rotator.ports_nodes import TOKEN_HEADER
 from rotator.service.channel import Lost
 from rotator.service.pool import Pool, Unreachable
 from tests.contract.agent.conftest import Running, engine_up
@@ -39,14 +42,19 @@ async def test_a_request_reaches_the_engine_as_it_was_sent_but_for_what_is_ours(
     async with engine_up(echo) as port:
         url = await declared(agents, port)
         assert url.endswith("/engines/glm%2F5.1")
-        answer = await pool.ask(b"POST", url, b"/v1/chat?a=%20b", [(b"x-client", b"1")], b"hello")
+        answer = await pool.ask(b"POST", url, b"/v1/chat?a=%20b", [(b"authorization", b"Bearer own")], b"hello")
         told = await answer.read()
     assert answer.status == 200
     assert (b"x-own", b"kept") in answer.headers
     assert b'"path": "/v1/chat?a=%20b"' in told
     assert b'"body": "hello"' in told
-    assert b"x-client" in told.lower()
-    assert b"authorization" not in told.lower()
+    assert b"bearer own" in told.lower(), "an engine's own key is for the engine"
+    assert TOKEN_HEADER.encode() not in told.lower(), "the agent's is not"
+
+
+def test_what_an_agent_accepts_may_send_small_answers_at_once() -> None:
+    with listen("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP, "asyncio sets TCP_NODELAY on nothing else: 40 ms a request"
 
 
 async def test_a_stream_comes_piece_by_piece_and_breaks_off_where_the_engine_does(agents: Agents, pool: Pool) -> None:

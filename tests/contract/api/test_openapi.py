@@ -19,6 +19,7 @@ PATHS = {
     "GET /healthz",
     "GET /readyz",
     "GET /metrics",
+    "GET /metrics/engines",
     "POST /wake",
     "POST /sleep",
     "POST /swap",

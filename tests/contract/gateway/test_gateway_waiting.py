@@ -217,11 +217,11 @@ async def test_the_metrics_count_requests_waits_and_who_waits_now() -> None:
         client = asking(rig)
         await until(lambda: rig.traffic.waiting("a") == 1)
         read = rig.metrics.registry.get_sample_value
-        assert read("rotator_queue", {"engine": "a"}) == 1
+        assert read("rotator_queue_requests", {"engine": "a"}) == 1
         rig.traffic.open("a")
         await client
         await until(lambda: read("rotator_requests_total", {"model": "a", "outcome": "ok"}) == 1)
-        assert read("rotator_queue", {"engine": "a"}) == 0
+        assert read("rotator_queue_requests", {"engine": "a"}) == 0
         assert read("rotator_wait_seconds_count", {"model": "a"}) == 1
         assert read("rotator_freezes_total", {"engine": "a"}) == 0
 

@@ -291,6 +291,7 @@ async def test_an_unknown_authority_is_refused_by_default(
         await anext(follow(access, ("vllm-a",), 0))
 
 
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
 async def test_only_the_spelled_out_opt_out_talks_to_anybody(
     secure: NomadDouble, authority: trustme.CA, tmp_path: Path
 ) -> None:

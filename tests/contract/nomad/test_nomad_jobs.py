@@ -132,3 +132,26 @@ def test_the_launcher_takes_our_engines_for_engines(name: str, port: int) -> Non
     job = kept(made()[name])[1]
     assert job_problems(job, port=port) == ()
     assert set(engine_tasks(job).values()) == {"vllm"}
+
+
+async def test_a_job_without_a_place_is_told_and_not_registered(
+    jobs: Command, nomad: NomadDouble, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nomad.cluster.no_place = {"NodesEvaluated": 0, "NodesAvailable": {}}
+    assert await jobs("plan", "one") == 1
+    assert "Nomad has no place for it: group 'engine': no node is there for it" in capsys.readouterr().out
+    assert await jobs("run", "one") == 5
+    assert "POST /v1/job/vllm-one" not in nomad.asked
+
+
+async def test_a_job_that_is_not_healthy_in_time_is_told_and_one_may_not_wait(
+    jobs: Command, nomad: NomadDouble, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def none_yet(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(NomadClient, "deployment", none_yet)
+    assert await jobs("run", "one", "--deadline", "1") == 5
+    assert "registered, but not healthy within 1 s: no deployment yet" in capsys.readouterr().out
+    assert await jobs("run", "rotator", "--no-wait") == 0
+    assert capsys.readouterr().out == "rotator (rotator): registered\n"

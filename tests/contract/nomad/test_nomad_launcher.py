@@ -133,6 +133,8 @@ async def test_another_services_job_is_left_alone(rig: Rig) -> None:
         await other.find(rig.spec(), None)
     with pytest.raises(LaunchError, match="belongs to another rotation service"):
         await other.start(rig.spec())
+    await rig.launcher.stop(await rig.launcher.start(rig.spec("b", 8002)), grace_s=1)
+    assert await other.start(rig.spec("b", 8002)), "what its service has stopped is free"
     await other.close()
 
 

@@ -26,7 +26,13 @@ class Receiver:
         self.gate.set()
         app = web.Application()
         app.router.add_post("/", self._take)
+        app.router.add_route("*", "/elsewhere", self._take_elsewhere)
+        self.elsewhere = 0
         self.server = TestServer(app)
+
+    async def _take_elsewhere(self, request: web.Request) -> web.Response:
+        self.elsewhere += 1
+        return web.Response()
 
     async def _take(self, request: web.Request) -> web.Response:
         self.got.append((dict(request.headers), json.loads(await request.read())))
@@ -74,7 +80,7 @@ async def test_refusals_and_redirects_are_not_tried_again_and_attempts_end(recei
         told.tell("incident.opened", f"i{number}", None, INCIDENT)
     await settled(told)
     assert [body["id"] for _, body in receiver.got] == ["i0", "i1", "i2", "i2"]
-    assert told.dropped == 3
+    assert (told.dropped, receiver.elsewhere) == (3, 0)
     await told.close()
 
 

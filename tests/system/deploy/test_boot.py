@@ -60,7 +60,8 @@ class BootedRig(Rig):
 
 
 async def test_a_boot_brings_every_preloaded_engine_back_and_finds_those_that_run(tmp_path: Path) -> None:
-    rig = BootedRig(tmp_path, [engine("first", preload=True), engine("second", gpus=[1], preload=True)], gpus=2)
+    engines = [engine("first", preload=True), engine("second", gpus=[1], preload=True)]
+    rig = BootedRig(tmp_path, engines, gpus=2, page={"enabled": False})
     try:
         await rig.boot()
         await rig.until_state("first", "awake")

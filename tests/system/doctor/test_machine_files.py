@@ -71,17 +71,18 @@ async def test_a_sparse_attention_model_needs_deep_gemm(machine: Machine):
 
 async def test_an_overlay_is_compared_with_its_manifest(machine: Machine):
     text = "patched = True\n"
-    machine.write("/overlays/x/vllm/cumem.py", text)
-    files = {"vllm/cumem.py": hashlib.sha256(text.encode()).hexdigest()}
-    machine.write("/overlays/x/manifest.json", json.dumps({"files": files}))
-    fleet = FLEET.replace('DEV_MODE: "1"', 'DEV_MODE: "1", PYTHONPATH: "/overlays/x"')
+    machine.write("/overlays/x/files/vllm/cumem.py", text)
+    files = [{"path": "vllm/cumem.py", "sha256": hashlib.sha256(text.encode()).hexdigest()}]
+    machine.write("/overlays/x/manifest.json", json.dumps({"format": 1, "files": files}))
+    fleet = f"{FLEET}    overlay_manifest: /overlays/x/manifest.json\n"
     assert (await machine.examined(fleet=fleet)).is_well
-    machine.write("/overlays/x/vllm/cumem.py", text + "# by hand\n")
+    machine.write("/overlays/x/files/vllm/cumem.py", text + "# by hand\n")
     found = await machine.finding("files.overlay", fleet=fleet)
     assert "vllm/cumem.py of its overlay has sha256" in found.what
     assert found.stops_launch
-    machine.write("/overlays/x/manifest.json", "{}")
-    assert (await machine.finding("files.manifest", fleet=fleet)).severity is Severity.BROKEN
+    for wrong in ("{}", "[", '{"format": 2}', '{"format": 1, "files": [{"path": "/etc/passwd", "sha256": ""}]}'):
+        machine.write("/overlays/x/manifest.json", wrong)
+        assert (await machine.finding("files.manifest", fleet=fleet)).severity is Severity.BROKEN
 
 
 async def test_a_link_of_half_its_lanes_is_a_risk_and_a_slow_one_a_note(machine: Machine):

@@ -96,15 +96,7 @@ class NodesRig(Rig):
         else:
             command = ["-m", "rotator.demo.engine", "--name", name, "--port", str(port)]
             command += ["--weights-gib", "8", "--kv-gib", "4", "--tokens-per-s", "100"]
-        with (self.folder / f"{name}.log").open("ab") as log:
-            subprocess.Popen(
-                [sys.executable, *command],
-                env={**os.environ, **boxes[0].env(), "ROTATOR_ENGINE": name},
-                stdout=log,
-                stderr=log,
-                cwd=Path(__file__).parents[3],
-                start_new_session=True,
-            )
+        self._start(name, command, {**boxes[0].env(), "ROTATOR_ENGINE": name})
         self.entries.append(
             {
                 "name": name,
@@ -119,6 +111,17 @@ class NodesRig(Rig):
         if asleep:
             status, body = await self.call("POST", f"http://127.0.0.1:{port}/sleep?level=1")
             assert status == 200, body
+
+    def _start(self, name: str, command: list[str], env: dict[str, str]) -> None:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            subprocess.Popen(
+                [sys.executable, *command],
+                env={**os.environ, **env},
+                stdout=log,
+                stderr=log,
+                cwd=Path(__file__).parents[3],
+                start_new_session=True,
+            )
 
     async def _is_up(self, port: int) -> bool:
         try:

@@ -60,7 +60,7 @@ def test_every_command_that_tells_something_tells_it_as_json_too(name: str):
 _FUZZED = sorted(set(commands()) - {"rotator serve", "rotator demo", "rotator soak", "rotator agent", "rotator trace"})
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(words=st.sampled_from(_FUZZED).flatmap(_words))
 @example(words=["wake", "a", "--deadline", "nan"])
 @example(words=["status", "--url", "http://["])

@@ -67,6 +67,7 @@ def test_a_job_file_of_ones_own_is_judged(tmp_path: Path, capsys: pytest.Capture
         (["render", "-s", "none.yaml"], 1, "rotator: none.yaml: cannot be read (No such file or directory)"),
         (["render", "rotator", "-s", SITE, "-o", "/dev/null/x"], 1, "cannot be written"),
         (["lint", "-f", "none.hcl"], 1, "rotator: none.hcl: cannot be read"),
+        (["lint", "-f", str(ROOT / "jobs" / "engine.nomad.hcl"), "--arch", "sm1"], 2, "--arch: 'sm1' is none of sm80"),
         (["schema", "fleet"], 2, "rotator: 'fleet' is neither recipe nor site"),
         (["plan", "-s", SITE, "-c", "none.yaml"], 1, "rotator: none.yaml: cannot be read"),
     ],

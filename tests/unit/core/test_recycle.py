@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from rotator.core.planner import plan
-from rotator.core.values import Action, Calendar, Demand, Engine, Plan, Policy, Window
+from rotator.core.values import Action, Calendar, Demand, Engine, Plan, Policy, State, Window
 from tests.unit.core.fleets import awake, engine, evicted, only_swap, snapshot, waiting
 
 WHY = "what it keeps asleep grew from 13.0 GiB to 41.0 GiB on a GPU in 2 cycles"
@@ -42,6 +42,7 @@ def test_nobody_who_is_busy_wanted_or_pinned_is_disturbed() -> None:
     for engines in (
         (due(demand=Demand(in_flight=1)),),
         (due(), engine("b", demand=waiting())),
+        (due(), engine("b", state=State.FAILED, retry_at_s=NOW_S + 50, demand=waiting())),
         (due(pinned=True),),
         (due(can_stop=False),),
         (engine("a", restart_why=WHY, demand=Demand(frozen=1)),),
@@ -62,3 +63,5 @@ def test_who_is_likely_wanted_soon_is_not_restarted_now() -> None:
 def test_an_engine_that_the_calendar_keeps_awake_stays() -> None:
     window = Window("night", ("a",), NOW_S - 10, NOW_S + 500)
     assert planned(due(), calendar=Calendar((window,))).swaps == ()
+    sleeper = engine("b", restart_why=WHY)
+    assert planned(awake("a"), sleeper, calendar=Calendar((window,))).swaps == (), "its start could not follow"

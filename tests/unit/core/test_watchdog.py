@@ -138,6 +138,12 @@ def test_a_single_slow_window_another_load_or_no_baseline_is_not_slow() -> None:
     assert Kind.SLOW not in kinds(looks(track.resumed(0.0), decoding([20.0] * 12, running=1))[1])
 
 
+def test_a_window_over_which_the_load_changed_much_is_not_judged() -> None:
+    track, _ = looks(OLD, decoding([800.0] * 12, running=8))
+    changing = [replace(v, running=8 if i % 2 else 1) for i, v in enumerate(decoding([50.0] * 12))]
+    assert Kind.SLOW not in kinds(looks(track.resumed(0.0), changing)[1])
+
+
 def test_slow_windows_do_not_become_the_new_usual() -> None:
     track, _ = looks(OLD, decoding([200.0] * 12 + [30.0] * 40))
     assert max(track.learned.rates[2]) == min(track.learned.rates[2]) == 200.0

@@ -10,6 +10,7 @@ import pytest
 from rotator.jobs import JobsError, Site, load_site
 from rotator.jobs.known_broken import KnownBroken, Situation, When, applies, known_broken, match
 from rotator.jobs.lint import lint_job, lint_site, read_job
+from rotator.jobs.view import Facts
 from tests.unit.jobs.sites import EXAMPLE, SPECS, changed, site_data
 
 DIGEST = "@sha256:" + "1" * 64
@@ -292,6 +293,25 @@ FOREIGN_CASES: list[tuple[str, str, Any]] = [
     ("writable-cache", "T.Config.mount", []),
     ("memlock", "T.Config.ulimit", []),
 ]
+
+
+@pytest.mark.parametrize(
+    ("image", "vllm", "ranks", "refused"),
+    [
+        (f"vllm/vllm-openai{DIGEST}", "0.20.2", "2", True),
+        ("vllm/vllm-openai:v0.20.2-cu129", None, "2", True),
+        ("vllm/vllm-openai:v0.20.2", None, "1", False),
+        ("vllm/vllm-openai:v0.26.0", None, "2", False),
+        ("registry.example:5000/other:0.20.2", None, "2", False),
+    ],
+)
+def test_a_pair_that_is_known_to_break_is_refused_in_somebody_elses_job_too(
+    image: str, vllm: str | None, ranks: str, refused: bool
+):
+    args = ["/m", "--tensor-parallel-size", ranks, "--enable-sleep-mode", "--host", "127.0.0.1"]
+    job = put(put(good_job(), "T.Config.image", image), "T.Config.args", args)
+    found = {f.rule for f in lint_job(job, file="x", facts=Facts(Situation(vllm=vllm, arch="sm120")))}
+    assert ("known-broken/nccl-sm120-0.20" in found) is refused
 
 
 def test_a_good_job_of_somebody_else_passes():

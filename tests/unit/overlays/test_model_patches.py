@@ -9,7 +9,7 @@ from overlays.build import Result, apply_all, try_patch
 from overlays.patch import Patch
 from overlays.patches import hybrid_state, hybrid_wake, mxfp4_loader, sparse_mla_workspace, triton_shared_memory
 from overlays.patches._states import State
-from overlays.probing import load, stub
+from overlays.probing import load
 from overlays.sources import Memory
 from tests.overlay_files import (
     GATHER,
@@ -251,7 +251,3 @@ class TestMxfp4Loader:
 
     def test_a_file_without_such_methods_is_not_applicable(self) -> None:
         assert try_patch(mxfp4_loader.PATCH, build(mxfp4="import torch\n")).result is Result.NOT_APPLICABLE
-
-
-def test_a_stub_keeps_what_it_was_given() -> None:
-    assert stub("torch", cuda=1).cuda == 1

@@ -35,7 +35,7 @@ def test_an_idle_engine_goes_down_the_ladder_and_the_journal_says_why() -> None:
             assert (service.state("a"), service.fleet.engines["a"].depth) == (State.ASLEEP, Depth.HOST)
             await asyncio.sleep(320)
             assert (service.state("a"), service.fleet.engines["a"].depth) == (State.ASLEEP, Depth.DISK)
-            assert service.fleet.host_used_bytes() == 0
+            assert service.fleet.host_used_bytes() == {"": 0}
             await asyncio.sleep(900)
             assert service.state("a") is State.STOPPED
             assert "nobody has used a for 60 s" in journalled(service.ledger, "sleep")[0][1]

@@ -12,6 +12,7 @@ from rotator.sim.clock import run
 from tests.fakes import make_box, make_config, make_service
 
 ONE = {"a": ((0, 1, 2, 3), 82.0)}
+TWO = {**ONE, "b": ((0, 1, 2, 3), 82.0)}
 
 
 class Look:
@@ -49,5 +50,19 @@ def test_the_look_is_off_by_one_line() -> None:
             service.loop.world.preflight = look
             await service.ask("a")
             assert look.asked == []
+
+    run(story())
+
+
+def test_nobody_yields_to_a_launch_that_surely_fails() -> None:
+    async def story() -> None:
+        box, look = make_box(**TWO), Look("its program is gone")
+        async with make_service(box) as service:
+            await service.ask("b")
+            service.loop.world.preflight = look
+            with pytest.raises(CommandFailed, match="its program is gone"):
+                await service.operator.command(Command(CommandKind.START, "a"), wait=True, deadline_s=60)
+            assert service.state("b") is State.AWAKE
+            assert "sleep b" not in " ".join(box.log)
 
     run(story())

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rotator.core.gpu_faults import GpuHealth
+from rotator.core.lifecycle import Event
 from rotator.core.values import GpuId, State
 from rotator.ports import Generation
 from rotator.ports_watchdog import Blind, Case, Senses
+from rotator.service.owner import Facts
 from rotator.sim.clock import run
 from tests.fakes import Box, FakeLedger, Service, make_box, make_config, make_service
 
@@ -74,8 +76,9 @@ def test_a_wedged_engine_is_examined_while_it_lives_then_killed_and_serves_again
             engine = service.box.engines["a"]
             stuck = asyncio.create_task(service.ask("a", serves_s=300))
             engine.hang, engine.busy = True, 1
-            while not kinds(service):
-                await look(service, 5)
+            async with asyncio.timeout(300):
+                while not kinds(service):
+                    await look(service, 5)
             await asyncio.sleep(0.1)
             assert senses.cases == [("a", State.DRAINING, True)], "once, with its admission closed, before the kill"
             assert kinds(service) == ["wedged"]
@@ -119,6 +122,19 @@ def test_an_engine_that_sleeps_or_works_is_left_alone() -> None:
             await look(service, 400)
             assert (senses.cases, kinds(service)) == ([], [])
             working.cancel()
+
+    run(story())
+
+
+def test_whatever_an_engine_is_killed_for_its_evidence_is_taken_first() -> None:
+    async def story() -> None:
+        async with watched(pair()) as (service, senses):
+            for event in (Event.FAULT, Event.LIED):
+                await service.ask("a")
+                await service.loop.moved("a", event, Facts("as this test has it"))
+                await asyncio.sleep(5)
+            assert senses.cases == [("a", State.STOPPING, True)] * 2
+            assert service.state("a") is State.QUARANTINED
 
     run(story())
 

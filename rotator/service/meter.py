@@ -1,0 +1,76 @@
+"""Tokens and their times, taken from answers as they pass: a few additions an event, one look at the end.
+
+An engine tells its tokens in ``usage`` (OpenAI: ``prompt_tokens`` and ``completion_tokens``; Anthropic and Responses:
+``input_tokens`` and ``output_tokens``), last of all in a body or stream. Text that a model wrote cannot pass for it:
+inside a JSON string the quotes around the word are escaped.
+"""
+
+import re
+from collections.abc import Callable
+
+from rotator.service.metrics import Metrics
+from rotator.service.traffic import Ticket
+
+TAIL_BYTES = 4096  # usage stands within so many bytes of the end
+_USAGE = b'"usage"'
+_PROMPT = re.compile(rb'"(?:prompt|input)_tokens"\s*:\s*(\d{1,12})')
+_COMPLETION = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d{1,12})')
+_EVENT = b"\n\n"
+_DONE = b"[DONE]\n\n"
+
+
+class Meter:
+    """Of one answer. ``clock`` is the loop's."""
+
+    __slots__ = ("_before", "_clock", "_events", "_first_s", "_last", "_metrics", "_ticket")
+
+    def __init__(self, metrics: Metrics, ticket: Ticket, clock: Callable[[], float]) -> None:
+        self._metrics = metrics
+        self._ticket = ticket
+        self._clock = clock
+        self._events = 0
+        self._first_s = 0.0
+        self._before = self._last = b""
+
+    def events(self, data: bytes) -> None:
+        """Whole events of a stream, as they are passed on."""
+        if not self._events:
+            self._first_s = self._clock()
+        self._events += data.count(_EVENT) or 1
+        self._before, self._last = self._last, data
+
+    def body(self, data: bytes) -> None:
+        """An answer that came whole."""
+        self._last = data
+
+    def end(self) -> None:
+        """The answer is over, whole or not."""
+        if not self._last:
+            return
+        usage = tokens_of(self._before[-TAIL_BYTES:] + self._last[-TAIL_BYTES:])
+        if self._events:
+            self._end_of_stream(usage)
+        elif usage is not None:
+            self._metrics.answered(self._ticket.model, *usage)
+
+    def _end_of_stream(self, usage: tuple[int, int] | None) -> None:
+        ticket = self._ticket
+        told = self._events - self._last.endswith(_DONE)
+        prompt, completion = usage if usage is not None else (0, told)
+        first_s = self._first_s - ticket.entered_s + ticket.waited_s
+        lasted_s = self._clock() - self._first_s - ticket.stalled_s
+        per_token_s = max(0.0, lasted_s) / (completion - 1) if completion > 1 else None
+        self._metrics.answered(
+            ticket.model, prompt, completion, estimated=usage is None, first_s=first_s, per_token_s=per_token_s
+        )
+
+
+def tokens_of(tail: bytes) -> tuple[int, int] | None:
+    """Prompt and completion tokens by the last usage in the bytes; None where it tells neither."""
+    at = tail.rfind(_USAGE)
+    if at < 0:
+        return None
+    prompt, completion = _PROMPT.search(tail, at), _COMPLETION.search(tail, at)
+    if prompt is None and completion is None:
+        return None
+    return int(prompt[1]) if prompt else 0, int(completion[1]) if completion else 0
