@@ -18,6 +18,7 @@ import uvloop
 
 from rotator.adapters.agents import Agents
 from rotator.adapters.attach_remote import FleetAttach
+from rotator.adapters.engine_keys import EngineKeys
 from rotator.adapters.evidence import FileEvidence
 from rotator.adapters.fleet_devices import FleetDevices, FleetReports, own_devices
 from rotator.adapters.gpu_reports import NvmlReports
@@ -107,6 +108,7 @@ class _Service:
             recovered = await world.ledger.recover()
             await self._find_gpus(world, fleet, recovered)
             self._setup.build(recovered.engines, recovered.residencies)
+            self._give_engine_keys()
             if world.nodes is not None:
                 await world.nodes.look(deadline_s=_INVENTORY_S)  # agents learn where this fleet's engines listen
             fleet.remember(recovered)
@@ -143,6 +145,15 @@ class _Service:
                 fleet.gpus[info.id].unreadable = world.nodes.known(info.node).reason or "its agent lists no GPU"
         await world.ledger.put_gpus([g.info for g in fleet.gpus.values()])
 
+    def _give_engine_keys(self) -> None:
+        """What engines that others start want to see. Raises ConfigError where the environment lacks it."""
+        keyed = [(e.url, e.config.api_key_env) for e in self._loop.all_runtimes() if e.config.api_key_env is not None]
+        if missing := sorted({name for _, name in keyed if not os.environ.get(name)}):
+            raise ConfigError(
+                [f"api_key_env: environment variable {name} is not set: it must hold the key" for name in missing]
+            )
+        self._engine_keys.give({url: os.environ[name] for url, name in keyed})
+
     # -- parts -------------------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
@@ -157,10 +168,14 @@ class _Service:
             sample_retention_h=config.devices.sample_retention_h,
             retention_days=config.ledger.retention_days,
         )
-        control = VllmControl(doors=agents.door)
+        self._engine_keys = engine_keys = EngineKeys(state_dir / "engine_keys.json", agents.door)
+        control = VllmControl(doors=engine_keys.door)
         launchers: dict[str, Launcher] = {
             "process": ProcessLauncher(
-                state_dir, _service_id(state_dir), nccl_trace=lambda: self._config.watchdog.evidence.nccl_trace
+                state_dir,
+                _service_id(state_dir),
+                nccl_trace=lambda: self._config.watchdog.evidence.nccl_trace,
+                api_key=engine_keys.issue,
             ),
             "attach": FleetAttach(agents),
         }
@@ -252,7 +267,7 @@ class _Service:
             authorize=keys.authorize,
             guard=keys.guard,
             identify=keys.client,
-            doors=self._agents.door,
+            doors=self._engine_keys.door,
             quotas=quotas,
             bodies_bytes_max=int(config.http.bodies_max_mib * (1 << 20)),
         )
@@ -342,6 +357,7 @@ class _Service:
         )
         changes = await self._loop.do(lambda: self._setup.apply(new))
         self._config = new
+        self._give_engine_keys()
         self._gateway.reconfigure(new.gateway)
         self._keys.replace(new.keys)
         self._quotas.configure(new.keys)

@@ -6,7 +6,7 @@ their upper bits. The service's own machine is node "" with number 0: its ids ar
 
 import ssl
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from rotator.core.values import EngineName, GpuId
@@ -39,18 +39,21 @@ def nodes_of(gpus: Sequence[GpuId]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """What an agent wants to see of who comes: certificates (None: plain, on loopback) and a word ("": none)."""
+    """What is shown at a URL: to an agent, certificates (None: plain, on loopback) and a word ("": none); to the engine
+    there, its own API key ("": it asks for none)."""
 
     tls: ssl.SSLContext | None
     token: str
+    key: str = field(default="", repr=False)
 
     @property
     def headers(self) -> dict[str, str]:
-        return {TOKEN_HEADER: self.token} if self.token else {}
+        shown = {TOKEN_HEADER: self.token} if self.token else {}
+        return {**shown, "authorization": f"Bearer {self.key}"} if self.key else shown
 
 
 Doors = Callable[[str], Door | None]
-"""The door of the agent whose URL this is or begins; None for any other address."""
+"""The door of the agent or engine whose URL this is or begins; None where nothing is to be shown."""
 
 UNREACHABLE_HEADER = "x-rotator-unreachable"
 """In an agent's answer: the engine did not get the request (``unsent``) or broke off (``lost``); no engine says it."""

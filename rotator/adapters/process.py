@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from rotator.adapters import cudalog, enginelog, exits, flight_recorder
 from rotator.adapters.blocking import off_loop
+from rotator.adapters.engine_keys import VARIABLE
 from rotator.adapters.environment import engine_environment
 from rotator.adapters.proctable import (
     Identity,
@@ -94,6 +95,7 @@ class ProcessLauncher:
         log_rotate_bytes: int = 16 << 20,
         logs_kept: int = 5,
         nccl_trace: Callable[[], bool] = lambda: False,
+        api_key: Callable[[LaunchSpec], str] | None = None,
     ) -> None:
         self._state_dir = state_dir
         self._service_id = service_id
@@ -101,6 +103,7 @@ class ProcessLauncher:
         self._log_rotate_bytes = log_rotate_bytes
         self._logs_kept = logs_kept
         self._nccl_trace = nccl_trace
+        self._api_key = api_key
         self._started: dict[EngineName, _Started] = {}
         self._seen: dict[EngineName, frozenset[Identity]] = {}  # members as last read: the mark may get lost
         self._reader = TableReader()
@@ -110,7 +113,9 @@ class ProcessLauncher:
     # -- start and find ----------------------------------------------------------------------------------------------
 
     async def start(self, spec: LaunchSpec) -> Handle:
-        trace = flight_recorder.environment(self._state_dir, spec.engine) if self._nccl_trace() else {}
+        trace = dict(flight_recorder.environment(self._state_dir, spec.engine)) if self._nccl_trace() else {}
+        if self._api_key is not None:
+            trace[VARIABLE] = await asyncio.to_thread(self._api_key, spec)
         environment = engine_environment(self._environ, spec, self._service_id, trace)
         check_command(spec, environment)
         spawning = asyncio.ensure_future(asyncio.to_thread(self._spawn, spec, environment))

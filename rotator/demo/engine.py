@@ -22,7 +22,7 @@ from rotator.demo.dialects import stub_dialect
 from rotator.demo.memory import DeviceFault, PlainMemory, RankMemory
 from rotator.demo.misbehave import Misbehaviour
 from rotator.demo.sequences import Speed
-from rotator.demo.wire import SERVED, Served, errors_as_json
+from rotator.demo.wire import SERVED, Served, errors_as_json, only_with
 
 log = logging.getLogger("vllm")
 
@@ -31,10 +31,10 @@ _BODY_BYTES_MAX = 128 << 20
 
 
 def build_app(
-    core: Core, models: Sequence[str], *, version: str, dev_mode: bool = True, task: str = "generate"
+    core: Core, models: Sequence[str], *, version: str, dev_mode: bool = True, task: str = "generate", key: str = ""
 ) -> web.Application:
     """The whole HTTP side over a core, for this process or for a test's. The core's task lives as long as the app."""
-    app = web.Application(middlewares=[errors_as_json], client_max_size=_BODY_BYTES_MAX)
+    app = web.Application(middlewares=[only_with(key), errors_as_json], client_max_size=_BODY_BYTES_MAX)
     app[SERVED] = Served(core, tuple(models), task)
     app[routes_control.DIALECT] = stub_dialect(version)
     app[routes_control.OPERATIONS] = set()
@@ -154,6 +154,7 @@ async def _listen(arguments: argparse.Namespace, core: Core, listener: socket.so
         version=arguments.dialect,
         dev_mode=not arguments.no_dev_mode,
         task=arguments.task,
+        key=os.environ.get("VLLM_API_KEY", ""),
     )
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_SHUTDOWN_S)
     await runner.setup()

@@ -68,6 +68,20 @@ async def errors_as_json(request: web.Request, handler: Any) -> web.StreamRespon
     return response
 
 
+def only_with(key: str) -> Any:
+    """As vLLM does with an API key: all below /v1 asks for it, and nothing else."""
+
+    @web.middleware
+    async def check(request: web.Request, handler: Any) -> web.StreamResponse:
+        shown = request.headers.get("Authorization", "")
+        if key and request.path.startswith("/v1") and shown != f"Bearer {key}":
+            return json_response({"error": "Unauthorized"}, 401)
+        response: web.StreamResponse = await handler(request)
+        return response
+
+    return check
+
+
 async def read_body(request: web.Request) -> dict[str, Any]:
     """The JSON body, checked for a model that is served. Raises Refused."""
     try:

@@ -29,7 +29,7 @@ class Origin:
     tls: bool
     prefix: bytes
     host_header: bytes
-    door: Door | None = None  # of an agent, where it leads through one
+    door: Door | None = None  # what is shown there
 
 
 class Pool:
@@ -47,7 +47,9 @@ class Pool:
 
     async def ask(self, method: bytes, base: str, target: bytes, headers: list[Header], body: bytes) -> EngineAnswer:
         """Send one request, once. Raises Unreachable and Lost."""
-        origin = self._origins.get(base) or self._origin(base)
+        origin = self._origins.get(base)
+        if origin is None or origin.door != self._doors(base):  # each launch of an engine has a key of its own
+            origin = self._origin(base)
         channel = self._take(origin) or await self._connect(origin)
         lines = [b"%b %b%b HTTP/1.1\r\nhost: %b\r\n" % (method, origin.prefix, target, origin.host_header)]
         lines += [b"%b: %b\r\n" % header for header in headers]
