@@ -9,7 +9,7 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from rotator.adapters.gpu_reports import NvmlReports
 from rotator.adapters.host import read_host_memory
 from rotator.adapters.ledger import SqlLedger
 from rotator.adapters.logfiles import FileLogs
+from rotator.adapters.logs import set_up_logs
 from rotator.adapters.logwatch import FileLogWatch
 from rotator.adapters.loopback import free_loopback_port
 from rotator.adapters.models import weight_bytes
@@ -34,6 +35,7 @@ from rotator.adapters.notify import tell_systemd
 from rotator.adapters.overlay import OverlayCheck
 from rotator.adapters.process import ProcessLauncher
 from rotator.adapters.redact import redactor
+from rotator.adapters.telemetry import open_telemetry
 from rotator.adapters.vllm import VllmControl
 from rotator.adapters.webhooks import Webhooks
 from rotator.config import ConfigError, FleetConfig, load
@@ -46,6 +48,7 @@ from rotator.service.api import create_api
 from rotator.service.callouts import call_out
 from rotator.service.directory import FleetDirectory
 from rotator.service.events import EventBus
+from rotator.service.federation import Federation
 from rotator.service.fleet import Fleet
 from rotator.service.front import Front
 from rotator.service.gateway import Gateway
@@ -53,6 +56,7 @@ from rotator.service.journal import Journal
 from rotator.service.keys import Keys
 from rotator.service.loop import Loop
 from rotator.service.mailbox import LauncherTold
+from rotator.service.measuring import measure
 from rotator.service.metrics import Metrics
 from rotator.service.operator import Operator
 from rotator.service.quotas import Quotas
@@ -60,6 +64,7 @@ from rotator.service.sessions import Sessions
 from rotator.service.setup import Setup
 from rotator.service.timers import Timers
 from rotator.service.tls import open_tls, read_certificates
+from rotator.service.tracing import Traces
 from rotator.service.traffic import Traffic
 from rotator.service.wire import bounded
 from rotator.service.world import World
@@ -72,13 +77,9 @@ _PUT_AWAY_S = 120.0
 
 def serve(config_path: Path) -> int:
     """Run the service until SIGTERM or SIGINT. Returns the exit code: 0 after an orderly end, 1 if it could not run."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    for library in ("apscheduler", "alembic"):
-        logging.getLogger(library).setLevel(logging.WARNING)
-    # An answer that broke off is left without an end on purpose, so that it never looks whole.
-    logging.getLogger("uvicorn.error").addFilter(lambda r: "without completing response" not in r.getMessage())
     try:
         config = load(config_path)
+        set_up_logs(config.log, _hide_secrets(config))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_Service(config, config_path).run())
     except ConfigError as e:
@@ -118,11 +119,14 @@ class _Service:
             timers.start()
             webhooks = Webhooks(self._config.webhooks, os.environ)
             calling = asyncio.create_task(call_out(world.bus, webhooks.tell))
+            measuring = asyncio.create_task(measure(loop, self._metrics))
             try:
-                await self._serve(world)
+                async with self._tracing(world) as traces:
+                    await self._serve(world, traces)
             finally:
                 timers.stop()
                 calling.cancel()
+                measuring.cancel()
                 await webhooks.close()
                 deciding.cancel()
                 await asyncio.gather(deciding, return_exceptions=True)
@@ -252,7 +256,22 @@ class _Service:
 
     # -- serving and ending ------------------------------------------------------------------------------------------
 
-    async def _serve(self, world: World) -> None:
+    @contextlib.asynccontextmanager
+    async def _tracing(self, world: World) -> AsyncIterator[Traces | None]:
+        tracer = open_telemetry(self._config.telemetry, os.environ)
+        if tracer is None:
+            yield None
+            return
+        traces = Traces(tracer)
+        following = asyncio.create_task(traces.follow(world.bus))
+        self._metrics.watch_spans(lambda: tracer.counts)
+        try:
+            yield traces
+        finally:
+            following.cancel()
+            await tracer.close()
+
+    async def _serve(self, world: World, traces: Traces | None) -> None:
         config = self._config
         sessions = Sessions(_page_secret(config.state_dir), config.keys, config.page.session_h * 3600)
         self._keys = keys = Keys(config.keys, config.bind, sessions)
@@ -270,6 +289,7 @@ class _Service:
             doors=self._engine_keys.door,
             quotas=quotas,
             bodies_bytes_max=int(config.http.bodies_max_mib * (1 << 20)),
+            traces=traces,
         )
         api = create_api(
             self._operator,
@@ -277,7 +297,8 @@ class _Service:
             authorize=keys.authorize_operator,
             guard=keys.guard,
             metrics_registry=self._metrics.registry,
-            logs=FileLogs(redactor({**os.environ, **{k: v for e in config.engines for k, v in e.env.items()}})),
+            engine_metrics=Federation(self._loop, world.control, self._metrics).text,
+            logs=FileLogs(_hide_secrets(config)),
         )
         page = open_page(self._operator, world.bus, api, keys, config.page, config.state_dir / "logs" / "page.log")
         server = _Server(uvicorn_config(Front(gateway, api, page), config, self._tls))
@@ -408,6 +429,10 @@ def uvicorn_config(app: Any, config: FleetConfig, tls: ssl.SSLContext | None = N
         h11_max_incomplete_event_size=1 << 16,
         timeout_keep_alive=75,
     )
+
+
+def _hide_secrets(config: FleetConfig) -> Callable[[str], str]:
+    return redactor({**os.environ, **{k: v for e in config.engines for k, v in e.env.items()}})
 
 
 def _state_dir(config: FleetConfig) -> Path:

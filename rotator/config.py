@@ -22,6 +22,7 @@ from rotator.config_policies import PoliciesConfig
 from rotator.config_security import BindConfig as BindConfig
 from rotator.config_security import HttpConfig as HttpConfig
 from rotator.config_security import KeyConfig as KeyConfig
+from rotator.config_telemetry import LogConfig, TelemetryConfig
 from rotator.config_text import TextProblem, problem_lines, read_mapping
 from rotator.config_watchdog import WatchdogConfig, WebhookConfig
 from rotator.core.values import Level
@@ -320,6 +321,8 @@ class FleetConfig(Section):
     http: HttpConfig = HttpConfig()
     keys: tuple[KeyConfig, ...] = ()
     page: PageConfig = PageConfig()
+    log: LogConfig = LogConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
 
     @field_validator("engines")
     @classmethod

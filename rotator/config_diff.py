@@ -9,6 +9,7 @@ from rotator.config_base import Section
 # What the service is built around at its start: sockets, the ledger, the devices it watches.
 _NEEDS_SERVICE_RESTART = (
     *("bind", "state_dir", "devices.gpus", "ledger", "webhooks", "watchdog.every_s", "page", "nomad", "http"),
+    *("log", "telemetry"),
 )
 _UNSHOWN = ("keys",)  # digests of secrets: their names are shown, never their values
 

@@ -15,7 +15,7 @@ _PATTERNS = (
     (re.compile(rf"(?i)(--[\w-]{{0,64}}{_NAMES}\s+)(?!-)\S+"), rf"\1{HIDDEN}"),
     (re.compile(r"(?i)\b((?:proxy-)?authorization[\"']?\s*[=:]\s*[\"']?)[^\r\n\"']+"), rf"\1{HIDDEN}"),
     (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}"), rf"\1 {HIDDEN}"),
-    (re.compile(r"\b(?:hf|sk|ghp|gho|glpat|xox[abp])[-_][A-Za-z0-9_-]{16,}"), HIDDEN),
+    (re.compile(r"\b(?:hf|sk|rk|rs|ghp|gho|glpat|xox[abp])[-_][A-Za-z0-9_-]{16,}"), HIDDEN),
     (re.compile(r"(?i)([a-z][a-z0-9+.-]{0,20}://[^\s:/@]{1,256}:)[^\s/@]{1,4096}@"), rf"\1{HIDDEN}@"),
 )
 _SECRET_NAME = re.compile(r"(?i)(key|token|secret|passw|credential)")

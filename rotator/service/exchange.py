@@ -9,6 +9,7 @@ from rotator.service.bodies import Bodies
 from rotator.service.responses import ApiError, Header, Receive, Scope, Send, error_body, error_event, send_json
 from rotator.service.rewrite import Events
 from rotator.service.routes import Dialect, Route
+from rotator.service.tracing import RequestTrace
 from rotator.service.traffic import Ticket
 from rotator.service.watch import Watch
 
@@ -81,7 +82,7 @@ class Exchange:
     """``clean`` is whether a failure may still end the answer as whole: while only our own notices were written."""
 
     __slots__ = ("_bodies", "_held_bytes", "_receive", "_send", "clean", "client", "dialect", "eta_s", "events",
-                 "fallback", "head", "id", "method", "route", "started", "watch")  # fmt: skip
+                 "fallback", "head", "id", "method", "route", "started", "status", "trace", "watch")  # fmt: skip
 
     head: Head  # set first of all, but where its own error can be told
     route: Route
@@ -97,6 +98,8 @@ class Exchange:
         self.client = ""  # whose request it is, where keys tell
         self.watch = Watch(receive)
         self.started = False
+        self.status = 0  # of the answer, once it has one
+        self.trace: RequestTrace | None = None
         self.clean = False
         self.events: Events | None = None  # set once the answer is a stream of events
         self.eta_s: float | None = None  # what was expected when it began to wait
@@ -128,6 +131,11 @@ class Exchange:
             message = await self._receive()
         raise ClientGone
 
+    def log_fields(self) -> dict[str, str]:
+        """What a line of the log that is written for this request says of it."""
+        fields = {"request_id": self.id} if self.id else {}
+        return fields if self.trace is None else {**fields, "trace_id": self.trace.trace_id}
+
     def forget_body(self) -> None:
         """The request is over: its body no longer counts."""
         if self._bodies is not None and self._held_bytes:
@@ -150,6 +158,7 @@ class Exchange:
 
     async def start(self, status: int, headers: list[Header]) -> None:
         self.started = True
+        self.status = status
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def write(self, data: bytes) -> None:
@@ -166,6 +175,7 @@ class Exchange:
             if self.id:
                 headers.append((b"x-rotator-request-id", self.id.encode()))
             self.started = True
+            self.status = error.status
             await send_json(self._send, error.status, error_body(error, self.dialect), headers)
         elif self.clean:
             await self.end(error_event(error, self.dialect))

@@ -81,7 +81,12 @@ class Fallback:
         if left_s is not None and left_s <= 0:
             raise EngineUnavailable("it is not awake, and no time is left to wait for it")
         x.watch.listen()
-        return await self._traffic.enter(target.engine, model, deadline_s=left_s, request_id=x.id, client=x.client)
+        if x.trace is not None:
+            x.trace.waits(target.engine)
+        ticket = await self._traffic.enter(target.engine, model, deadline_s=left_s, request_id=x.id, client=x.client)
+        if x.trace is not None:
+            x.trace.admitted()
+        return ticket
 
     async def _outside(self, x: Exchange, request: Request, config: FallbackConfig) -> None:
         passed = {b"content-type", b"accept"}  # nothing that the client meant for us alone

@@ -16,6 +16,7 @@ import aiohttp
 
 from rotator.config import GatewayConfig
 from rotator.ports_nodes import Doors
+from rotator.ports_telemetry import ABOUT
 from rotator.service.bodies import Bodies
 from rotator.service.events import EventBus
 from rotator.service.exchange import ClientGone, Exchange, Head, plain_dialect
@@ -30,6 +31,7 @@ from rotator.service.responses import ApiError, Receive, Scope, Send, refusal, s
 from rotator.service.rewrite import Request, read_request
 from rotator.service.routes import Directory, Kind, NoRoute, Target, is_ours, is_realtime, match, raw_path_of
 from rotator.service.stored import Stored
+from rotator.service.tracing import Traces
 from rotator.service.traffic import Cut, EngineUnavailable, QueueFull, Ticket, Traffic, WaitExpired
 from rotator.service.upstream import Upstream, open_session
 
@@ -42,7 +44,8 @@ class Gateway:
     """``authorize`` and ``guard`` are those of ``keys.Keys``; None lets everybody in. ``identify`` names the client
     that a request is of, so that none takes another's share of a line. ``session`` makes the pool of
     connections to engines (``upstream.open_session`` where absent); ``doors`` has what engines and agents want to see.
-    ``quotas`` bounds clients; ``bodies_bytes_max`` is what large request bodies may hold together."""
+    ``quotas`` bounds clients; ``bodies_bytes_max`` is what large request bodies may hold together;
+    ``traces`` makes spans of requests."""
 
     def __init__(
         self,
@@ -60,9 +63,11 @@ class Gateway:
         doors: Doors = lambda _: None,
         quotas: Quotas | None = None,
         bodies_bytes_max: int = 1 << 30,
+        traces: Traces | None = None,
     ) -> None:
         self._traffic = traffic
         self._directory = directory
+        self._traces = traces
         self._authorize = authorize
         self._guard = guard
         self._identify = identify
@@ -124,6 +129,8 @@ class Gateway:
         finally:
             x.watch.stop()
             x.forget_body()
+            if x.trace is not None:
+                x.trace.end(x.status)
 
     async def _answer(self, x: Exchange, scope: Scope, send: Send) -> None:
         if denial := self._denied(x.method, scope):
@@ -133,9 +140,12 @@ class Gateway:
             raise _no_route(x.method, scope["path"], route)
         x.route, x.dialect = route, route.dialect
         x.head = Head(scope["headers"], scope["query_string"])
+        ABOUT.set(x)
         if self._identify is not None:
             x.client = self._identify(_credentials(scope))
         if route.kind is Kind.INFER:
+            if self._traces is not None:
+                x.trace = self._traces.begin(x.method, route.path, x.head.forward)
             with self._quotas.request(x.client):
                 await self._infer(x)
         elif route.kind is Kind.STORED:
@@ -169,11 +179,17 @@ class Gateway:
         x.id = self._traffic.new_id()
         x.eta_s = self._traffic.eta_s(target.engine)
         x.watch.listen()
+        if x.trace is not None:
+            x.trace.waits(target.engine)
         if x.head.notices is not None and request.stream:
-            return await self._notices.enter(x, target, request.model, x.head.deadline_s)
-        return await self._traffic.enter(
-            target.engine, request.model, deadline_s=x.head.deadline_s, request_id=x.id, client=x.client
-        )
+            ticket = await self._notices.enter(x, target, request.model, x.head.deadline_s)
+        else:
+            ticket = await self._traffic.enter(
+                target.engine, request.model, deadline_s=x.head.deadline_s, request_id=x.id, client=x.client
+            )
+        if x.trace is not None:
+            x.trace.admitted()
+        return ticket
 
     def _find(self, model: str, client: str) -> Target:
         """A model that is not for this client is none that there is."""

@@ -1,6 +1,6 @@
 """What Prometheus reads. Counted in memory by the data plane; gauges are read when they are scraped."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.metrics_core import Metric
@@ -116,6 +116,21 @@ class Metrics:
     def watch(self, traffic: Traffic) -> None:
         """Show who waits, is in flight and stands still, engine by engine."""
         self.registry.register(_TrafficGauges(traffic))
+
+    def watch_spans(self, counts: Callable[[], Mapping[str, int]]) -> None:
+        """Show what became of the spans of traces, by result."""
+        self.registry.register(_SpanCounts(counts))
+
+
+class _SpanCounts(Collector):
+    def __init__(self, counts: Callable[[], Mapping[str, int]]) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterable[Metric]:
+        families = Families(("rotator_spans_total",))
+        for result, count in self._counts().items():
+            families.add("rotator_spans_total", count, result)
+        return families.all()
 
 
 class _TrafficGauges(Collector):

@@ -50,6 +50,8 @@ class Proxy:
         outcome, answer, head = "failed", None, x.head
         meter = Meter(self._metrics, ticket, x.watch.clock) if x.route.kind is Kind.INFER else None
         try:
+            if x.trace is not None:
+                head.forward = x.trace.sends(target.engine, ticket.model, x.id, head.forward)
             answer = await self._upstream.open(x.method, target.url, x.route.path, head.query, head.forward, body)
             outcome = await self._relay(x, answer, target, ticket, meter).run()
         except Unreachable as e:
@@ -63,7 +65,10 @@ class Proxy:
                 answer.close()
             if meter is not None:
                 meter.end()
-            ticket.leave("aborted" if ticket.cut else "client_left" if x.watch.left else outcome)
+            outcome = "aborted" if ticket.cut else "client_left" if x.watch.left else outcome
+            if x.trace is not None:
+                x.trace.answered(outcome)
+            ticket.leave(outcome)
 
     async def outside(self, x: Exchange, url: str, body: bytes, headers: dict[str, str], name: str | None) -> None:
         """Carry a request to an endpoint that is none of ours. Raises Unreachable, and ApiError where it broke."""

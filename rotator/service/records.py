@@ -238,3 +238,8 @@ class ActiveSwap:
     error: str | None = None
     refused: set[str] = field(default_factory=set)  # victims that could not yield: asked again only after a while
     task: asyncio.Task[None] | None = None
+
+    def log_fields(self) -> dict[str, str]:
+        """What a line of the log that is written for this swap says of it."""
+        admit = self.swap.admit
+        return {"swap": self.id} if admit is None else {"swap": self.id, "engine": admit.engine}

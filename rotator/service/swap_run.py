@@ -5,6 +5,7 @@ import logging
 
 from rotator.core.values import Action, State, Step
 from rotator.ports import LedgerError
+from rotator.ports_telemetry import ABOUT
 from rotator.service.admission_run import Admitter
 from rotator.service.burial import Undertaker
 from rotator.service.decisions import pack
@@ -33,6 +34,7 @@ class SwapRunner:
 
     async def run(self, active: ActiveSwap) -> None:
         """Never raises: what went wrong is in ``active.error``, and in the engines' states."""
+        ABOUT.set(active)
         clock = asyncio.get_running_loop().time
         begun = clock()
         try:
