@@ -79,7 +79,7 @@ XIDS: Mapping[int, tuple[str, GpuAct, str, str]] = {
 
 
 def findings(before: GpuHealth | None, now: GpuHealth, gpu: str) -> tuple[GpuFinding, ...]:
-    """What is new since ``before``, the worst first. ``gpu`` is how people name it (its index)."""
+    """What is new since ``before``, the worst first. ``gpu`` is how people name it: its index, or ``<node>/<index>``."""
     found = [*_lost(before, now, gpu), *(_xid(number, gpu) for number in now.xids), *_memory(before, now, gpu)]
     order = (GpuAct.CORDON, GpuAct.RESTART, GpuAct.PROBE, GpuAct.REPORT)
     return tuple(sorted(found, key=lambda f: order.index(f.act)))
@@ -91,13 +91,13 @@ def _lost(before: GpuHealth | None, now: GpuHealth, gpu: str) -> list[GpuFinding
         found.append(GpuFinding("gpu_lost", GpuAct.CORDON, f"GPU {gpu} is lost: {now.lost}", _REBOOT))
     if now.reset_required and not (before and before.reset_required):
         reason = f"GPU {gpu} needs a reset: {now.reset_required}"
-        found.append(GpuFinding("gpu_firmware", GpuAct.CORDON, reason, _RESET.format(gpu=gpu)))
+        found.append(GpuFinding("gpu_firmware", GpuAct.CORDON, reason, _RESET.format(gpu=_index(gpu))))
     return found
 
 
 def _xid(number: int, gpu: str) -> GpuFinding:
     what, act, advice, kind = XIDS.get(number, _UNKNOWN)
-    return GpuFinding(kind, act, f"GPU {gpu} reports Xid {number}: {what}", advice.format(gpu=gpu))
+    return GpuFinding(kind, act, f"GPU {gpu} reports Xid {number}: {what}", advice.format(gpu=_index(gpu)))
 
 
 def _memory(before: GpuHealth | None, now: GpuHealth, gpu: str) -> list[GpuFinding]:
@@ -108,6 +108,11 @@ def _memory(before: GpuHealth | None, now: GpuHealth, gpu: str) -> list[GpuFindi
     old = before.ecc_uncorrected if before else None
     if old is not None and now.ecc_uncorrected is not None and now.ecc_uncorrected > old:
         reason = f"GPU {gpu} counts {now.ecc_uncorrected - old} more uncorrectable memory errors"
-        advice = f"reset the GPU at the next quiet hour: `nvidia-smi --gpu-reset -i {gpu}`"
+        advice = f"reset the GPU at the next quiet hour: `nvidia-smi --gpu-reset -i {_index(gpu)}`"
         found.append(GpuFinding("gpu_ecc", GpuAct.RESTART, reason, advice))
     return found
+
+
+def _index(gpu: str) -> str:
+    """As the tools of its own machine name it."""
+    return gpu.rpartition("/")[2]

@@ -1,6 +1,7 @@
 """What is heard of engines, launchers and GPUs between transitions, and what follows from it at once."""
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
 
 from rotator.core.lifecycle import Event, is_moving
@@ -13,6 +14,8 @@ from rotator.service.records import EngineRuntime
 if TYPE_CHECKING:
     from rotator.service.loop import Loop
 
+_log = logging.getLogger(__name__)
+WATCH_AGAIN_S = 5.0
 NEWS_BYTES = 64 << 20  # an engine's charge that changes by more is written down
 
 
@@ -28,8 +31,15 @@ class News:
             engine.watch.cancel()
 
         async def watch() -> None:
-            how = await self._loop.world.launchers[handle.launcher].wait_exit(handle)
-            self._loop.tell(Exited(engine.name, how, handle.ref))
+            while True:
+                try:
+                    how = await self._loop.world.launchers[handle.launcher].wait_exit(handle)
+                except Exception:  # whatever it is: an engine that nobody watches would count as awake for ever
+                    _log.exception("watching %s failed, trying again", engine.name)
+                    await asyncio.sleep(WATCH_AGAIN_S)
+                else:
+                    self._loop.tell(Exited(engine.name, how, handle.ref))
+                    return
 
         engine.watch = asyncio.create_task(watch())
 

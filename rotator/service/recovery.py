@@ -105,11 +105,19 @@ class Recovery:
         if incident is None:
             return
         await self._examine(incident, self._loop.runtime(name))
-        if await stands():
+        if await self._still(name, stands):
             await self._loop.moved(name, Event.FAULT, Facts(reason, kind="wedged"))
             return
         await self._loop.moved(name, Event.DRAIN_ABANDONED, Facts("it moves again"))
         await self._loop.do(lambda: self._acquit(name, incident))
+
+    async def _still(self, name: EngineName, stands: Callable[[], Awaitable[bool]]) -> bool:
+        """A look that fails acquits nobody: else a suspect would stay behind its closed admission for ever."""
+        try:
+            return await stands()
+        except Exception:
+            _log.exception("watchdog: second look at %s", name)
+            return True
 
     def _suspect(self, name: EngineName, reason: str) -> Incident | None:
         """None where something else is under way with it, which has deadlines of its own."""
@@ -160,7 +168,7 @@ class Recovery:
 
     async def _keep_cordon(self, gpu: GpuId, reason: str) -> None:
         """It must outlive the service, so it is written as soon as the ledger can; unless a person lifts it first."""
-        while self._loop.fleet.gpus[gpu].cordoned == reason:
+        while (known := self._loop.fleet.gpus.get(gpu)) is not None and known.cordoned == reason:
             try:
                 await self._world.ledger.put_cordon(gpu, True, reason)
             except LedgerError as e:
@@ -192,7 +200,8 @@ class Recovery:
         texts["engine.json"] = _json(self._told(engine))
         texts["engine-metrics.txt"] = await self._metrics(engine)
         pids = engine.pids or await self._pids(engine)
-        indices = tuple(self._loop.fleet.gpus[gpu].info.index for gpu in engine.gpus)
+        gpus = self._loop.fleet.gpus
+        indices = tuple(gpus[gpu].info.index for gpu in engine.gpus if gpu in gpus)
         return Case(incident.id, engine.name, pids, indices, engine.spec.log_path, texts)
 
     async def _pids(self, engine: EngineRuntime) -> frozenset[int]:

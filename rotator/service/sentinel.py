@@ -52,8 +52,8 @@ class Sentinel:
         for name in self._patients.keys() - {e.name for e in self._loop.all_runtimes()}:
             self._drop(name)
         engines = [self._examine(e) for e in self._loop.all_runtimes()]
-        local = [g for g in self._loop.fleet.gpus.values() if not g.info.node]
-        gpus = [self._ask_gpu(g) for g in local if self._loop.world.config.watchdog.gpus]
+        known = self._loop.fleet.gpus.values() if self._loop.world.config.watchdog.gpus else ()
+        gpus = [self._ask_gpu(g) for g in known]
         for outcome in await asyncio.gather(*engines, *gpus, return_exceptions=True):
             if isinstance(outcome, Exception):
                 _log.error("watchdog: %r", outcome, exc_info=outcome)
@@ -214,8 +214,10 @@ class Sentinel:
 
     def _gpu_told(self, gpu: GpuRecord, now: GpuHealth) -> None:
         before, gpu.reported = gpu.reported, now
-        for finding in gpu_faults.findings(before, now, str(gpu.info.index)):
-            self._suspects.update(self._loop.recovery.gpu_found(gpu.info.id, finding))
+        info = gpu.info
+        name = f"{info.node}/{info.index}" if info.node else str(info.index)
+        for finding in gpu_faults.findings(before, now, name):
+            self._suspects.update(self._loop.recovery.gpu_found(info.id, finding))
 
 
 def _as_before(last: Vitals | None) -> EngineCounters:

@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rotator.core.gpu_faults import GpuHealth
 from rotator.core.lifecycle import Event
 from rotator.core.values import GpuId, State
-from rotator.ports import Generation
+from rotator.ports import Generation, Handle
 from rotator.ports_watchdog import Blind, Case, Senses
 from rotator.service.owner import Facts
 from rotator.sim.clock import run
@@ -221,5 +221,54 @@ def test_an_xid_of_an_application_has_its_engines_probed_and_one_of_memory_resta
             assert service.state("a") is not State.AWAKE
             await service.ask("a")
             assert service.fleet.gpus["GPU-0"].cordoned is None
+
+    run(story())
+
+
+def test_a_gpu_of_another_node_is_heard_of_and_named_by_its_node() -> None:
+    async def story() -> None:
+        async with watched(pair()) as (service, senses):
+            gpu = service.fleet.gpus["GPU-1"]
+            gpu.info = replace(gpu.info, node="far")
+            senses.reports["GPU-1"] = GpuHealth("GPU-1", reset_required="it says so")
+            await look(service, 5)
+            assert gpu.cordoned is not None
+            assert "GPU far/1 needs a reset" in gpu.cordoned
+            assert "-i 1`" in gpu.cordoned
+
+    run(story())
+
+
+def test_a_second_look_that_fails_leaves_no_engine_with_a_closed_door() -> None:
+    async def story() -> None:
+        async with watched(pair()) as (service, _):
+            await service.ask("a")
+
+            async def stands() -> bool:
+                raise RuntimeError("as this test has it")
+
+            await service.loop.recovery.wedged("a", "it does not move", stands)
+            await service.until("a", State.FAILED)
+
+    run(story())
+
+
+def test_a_launcher_that_fails_to_watch_is_asked_again_and_the_end_is_heard() -> None:
+    async def story() -> None:
+        async with watched(pair()) as (service, _):
+            (launcher,) = set(service.loop.world.launchers.values())
+            waits, failures = launcher.wait_exit, [ValueError("an answer that nobody expected")]
+
+            async def wait_exit(handle: Handle) -> str:
+                if failures:
+                    raise failures.pop()
+                return await waits(handle)
+
+            launcher.wait_exit = wait_exit  # type: ignore[method-assign] # this one instance fails once
+            await service.ask("a")
+            await asyncio.sleep(10)
+            assert failures == []
+            service.box.engines["a"].die()
+            await service.until("a", State.FAILED)
 
     run(story())
