@@ -7,13 +7,10 @@ from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-
-from rotator import __version__
 from rotator.ports import EngineLogs
-from rotator.service import api_examples, problems
 from rotator.service.api_calendar import calendar_router
 from rotator.service.api_commands import admin_router, engine_router, swap_router
-from rotator.service.api_gate import Gate, Need
+from rotator.service.api_docs import docs_router
 from rotator.service.api_incidents import incident_router
 from rotator.service.api_logs import logs_router
 from rotator.service.api_models import Health, Index, ReadinessModel
@@ -22,6 +19,10 @@ from rotator.service.events import EventBus
 from rotator.service.keys import Authorize, Guard
 from rotator.service.operations import Operations
 from rotator.service.problems import Problem, ProblemError
+
+from rotator import __version__
+from rotator.service import api_examples, problems
+from rotator.service.api_gate import Gate, Need
 
 _TAGS = [
     {"name": "turns", "description": "Which model is awake. Plans come with their reasons; `dry_run` only shows them."},
@@ -53,11 +54,13 @@ def create_api(
         version=__version__,
         summary="Models take turns on shared GPUs",
         openapi_tags=_TAGS,
+        docs_url=None,
         redoc_url=None,
     )
     need = Need(authorize)
     app.add_middleware(Gate, guard=guard)
     problems.install(app)
+    app.include_router(docs_router())
     app.include_router(_service_router(ops, need))
     app.include_router(_metrics_router(need, metrics_registry or CollectorRegistry(), engine_metrics))
     app.include_router(swap_router(ops, need))

@@ -1,14 +1,14 @@
 """What stands before every operators' route: foreign pages and odd bodies are refused, scopes are asked for."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rotator.service import problems
+from rotator.service import api_docs, problems
 from rotator.service.keys import Authorize, Denial, Guard
 from rotator.service.keys import Scope as KeyScope
 from rotator.service.problems import ProblemError
@@ -21,26 +21,56 @@ _BEARER = HTTPBearer(
 )
 
 
+_READS = ("GET", "HEAD", "OPTIONS")
+# For browsers: an answer is neither a page nor a script, belongs to nobody's frame and tells no other site of itself.
+HEADERS = (
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+_DOCS = ((b"content-security-policy", api_docs.POLICY), *HEADERS[1:])
+
+
 class Gate:
-    """ASGI middleware. A JSON body needs a preflight that a foreign page does not get; a form would not."""
+    """ASGI middleware. A JSON body needs a preflight that a foreign page does not get; a form would not. Every answer
+    carries what browsers are to do with it."""
 
     def __init__(self, app: ASGIApp, guard: Guard | None) -> None:
         self._app = app
         self._guard = guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refused = self._refusal(scope) if scope["type"] == "http" else None
-        if refused is None:
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        guarded = _with_headers(send, _DOCS if scope["path"].startswith("/docs") else HEADERS)
+        refused = self._refusal(scope)
+        if refused is None:
+            await self._app(scope, receive, guarded)
         else:
-            await problems.response(refused, scope["path"])(scope, receive, send)
+            await problems.response(refused, scope["path"])(scope, receive, guarded)
 
     def _refusal(self, scope: Scope) -> ProblemError | None:
         headers = Headers(scope=scope)
         denial = self._guard(scope["method"], headers) if self._guard else None
         if denial is not None:
             return denied(denial)
-        return _body_refusal(headers) if scope["method"] == "POST" else None
+        if scope["method"] in _READS:
+            return None
+        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            return denied(Denial("a page of another site may change nothing here", 403))
+        return _body_refusal(headers)
+
+
+def _with_headers(send: Send, more: Sequence[tuple[bytes, bytes]]) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), *more]
+        await send(message)
+
+    return sending
 
 
 def _body_refusal(headers: Headers) -> ProblemError | None:
