@@ -1,10 +1,11 @@
 """Other machines through their agents: memory, processes, package versions, and the way to engines there."""
 
 import asyncio
+import contextlib
 import json
 import ssl
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
@@ -77,8 +78,10 @@ class Agents:
     async def host(self, node: str, *, deadline_s: float) -> HostMemory:
         if node == HERE:
             return read_host_memory()
-        told = (await self.call(node, "GET", "/v1/node", deadline_s=deadline_s))["host"]
-        return HostMemory(int(told["total_bytes"]), int(told["available_bytes"]))
+        told = await self.call(node, "GET", "/v1/node", deadline_s=deadline_s)
+        with _understood(node):
+            host = told["host"]
+            return HostMemory(int(host["total_bytes"]), int(host["available_bytes"]))
 
     def declare(self, node: str, engine: EngineName, port: int) -> str:
         known = self._nodes[node]
@@ -115,7 +118,11 @@ class Agents:
         told = await asyncio.gather(
             *(self.call(node, "GET", "/v1/versions", query=query, deadline_s=deadline_s) for node in nodes)
         )
-        return {n: {str(k): str(v) for k, v in found.items()} for n, found in zip(nodes, told, strict=True)}
+        versions: dict[str, dict[str, str]] = {}
+        for node, found in zip(nodes, told, strict=True):
+            with _understood(node):
+                versions[node] = {str(k): str(v) for k, v in found.items()}
+        return versions
 
     async def pids(self, engine: EngineName, nodes: Sequence[str], *, deadline_s: float) -> frozenset[int]:
         """Its process ids as readings tell them; empty where a node of it shows none, as then nobody can tell whose
@@ -128,7 +135,8 @@ class Agents:
     async def answers(self, engine: EngineName, node: str, *, deadline_s: float) -> str:
         """``yes``, ``refused`` or ``silent``: what a connection to its port there meets. Raises NodeError."""
         told = await self.call(node, "GET", "/v1/engine", query={"engine": engine}, deadline_s=deadline_s)
-        return str(told["answers"])
+        with _understood(node):
+            return str(told["answers"])
 
     def number(self, node: str) -> int:
         """The node's number in process ids; 0 is this machine."""
@@ -202,27 +210,33 @@ class Agents:
         name = node.config.name
         try:
             told = await self.call(name, "GET", "/v1/node", deadline_s=deadline_s)
-            if told["node"] != name:
-                raise NodeError(f"node {name}: {node.config.url} is the agent of '{told['node']}': correct 'agent'")
-            if told["instance"] != node.instance:
-                for engine, port in node.declared.items():
-                    body = {"engine": engine, "port": port}
-                    await self.call(name, "PUT", "/v1/engines", body=body, deadline_s=deadline_s)
-                node.instance = told["instance"]
-            now = replace(
-                node.record,
-                boot_id=str(told["boot_id"]),
-                host_bytes=int(told["host"]["total_bytes"]),
-                reachable=True,
-                reason="",
-                seen_at_wall_s=self._wall(),
-            )
+            with _understood(name):
+                is_named, instance = str(told["node"]), str(told["instance"])
+                now = replace(
+                    node.record,
+                    boot_id=str(told["boot_id"]),
+                    host_bytes=int(told["host"]["total_bytes"]),
+                    reachable=True,
+                    reason="",
+                    seen_at_wall_s=self._wall(),
+                )
+            if is_named != name:
+                raise NodeError(f"node {name}: {node.config.url} is the agent of '{is_named}': correct 'agent'")
+            if instance != node.instance:
+                await self._declare(node, instance, deadline_s)
         except NodeError as e:
             now = replace(node.record, reachable=False, reason=str(e))
-        except (KeyError, TypeError, ValueError):
-            now = replace(node.record, reachable=False, reason=f"node {name}: its agent is of another release")
         before, node.record = node.record, now
         return now if replace(before, seen_at_wall_s=0.0) != replace(now, seen_at_wall_s=0.0) else None
+
+    async def _declare(self, node: _Node, instance: str, deadline_s: float) -> None:
+        """Tell all engines. One that is declared meanwhile is told at the next look."""
+        telling = dict(node.declared)
+        for engine, port in telling.items():
+            body = {"engine": engine, "port": port}
+            await self.call(node.config.name, "PUT", "/v1/engines", body=body, deadline_s=deadline_s)
+        if telling == node.declared:
+            node.instance = instance
 
     async def _processes(self, engine: EngineName, node: str, job: str, deadline_s: float) -> tuple[Seen, ...]:
         if node == HERE:
@@ -232,7 +246,8 @@ class Agents:
                 raise NodeError(str(e)) from None
         query = {"engine": engine, "job": job}
         told = await self.call(node, "GET", "/v1/processes", query=query, deadline_s=deadline_s)
-        return _seen(told["processes"])
+        with _understood(node):
+            return _seen(told["processes"])
 
     async def _kill(
         self, engine: EngineName, node: str, job: str, grace_s: float, deadline_s: float
@@ -241,7 +256,8 @@ class Agents:
             return await self._here.kill(engine, job=job, grace_s=grace_s)
         body = {"engine": engine, "job": job, "grace_s": grace_s}
         told = await self.call(node, "POST", "/v1/kill", body=body, deadline_s=deadline_s)
-        return _seen(told["left"])
+        with _understood(node):
+            return _seen(told["left"])
 
     async def close(self) -> None:
         if self._session is not None:
@@ -267,6 +283,15 @@ def open_door(node: NodeConfig) -> Door:
             [f"{place}: ca, cert or key cannot be used ({e}): `rotator agent certs` makes them"]
         ) from None
     return Door(tls, token)
+
+
+@contextlib.contextmanager
+def _understood(node: str) -> Iterator[None]:
+    """For taking an answer apart. Raises NodeError where it has another shape."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise NodeError(f"node {node}: its agent is of another release: install the same") from None
 
 
 def _is_below(url: str, origin: str) -> bool:

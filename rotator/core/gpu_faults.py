@@ -79,7 +79,7 @@ XIDS: Mapping[int, tuple[str, GpuAct, str, str]] = {
 
 
 def findings(before: GpuHealth | None, now: GpuHealth, gpu: str) -> tuple[GpuFinding, ...]:
-    """What is new since ``before``, the worst first. ``gpu`` is how people name it: its index, or ``<node>/<index>``."""
+    """What is new since ``before``, the worst first. ``gpu`` is how people name it (index, <node>/<index>)."""
     found = [*_lost(before, now, gpu), *(_xid(number, gpu) for number in now.xids), *_memory(before, now, gpu)]
     order = (GpuAct.CORDON, GpuAct.RESTART, GpuAct.PROBE, GpuAct.REPORT)
     return tuple(sorted(found, key=lambda f: order.index(f.act)))

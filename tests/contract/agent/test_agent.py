@@ -5,10 +5,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from rotator.adapters.agents import AgentRefused, Agents
 from rotator.adapters.fleet_devices import FleetDevices, FleetReports
@@ -17,10 +20,11 @@ from rotator.adapters.machine import package_versions, unequal
 from rotator.agent.certs import make
 from rotator.agent.settings import AgentConfig
 from rotator.config import ConfigError
+from rotator.config_nodes import NodeConfig
 from rotator.core.gpu_faults import GpuHealth
 from rotator.ports import DeviceError, DeviceTimeout, NodeError
 from rotator.ports_nodes import TOKEN_HEADER, pid_of_node, pid_there
-from tests.contract.agent.conftest import GIB, Running, agent_up
+from tests.contract.agent.conftest import GIB, Running, agent_up, engine_up
 
 SOON_S = 5.0
 
@@ -190,3 +194,47 @@ def test_certificates_are_made_once_and_keys_are_for_their_owner_alone(tmp_path:
     (tmp_path / "tls/ca.key").unlink()
     with pytest.raises(ConfigError, match=r"only one of ca\.pem and ca\.key"):
         make(tmp_path / "tls", {"gpu4": ["10.0.0.4"]})
+
+
+async def test_an_engine_declared_during_a_look_is_told_at_the_next(agent: Running) -> None:
+    agents = Agents([agent.node()])
+    for number in range(3):
+        agents.declare("n", f"e{number}", 9000 + number)
+    looking = asyncio.create_task(agents.look(deadline_s=SOON_S))
+    while "e0" not in await known_there(agents):
+        pass
+    agents.declare("n", "late", 9100)
+    await looking
+    await agents.look(deadline_s=SOON_S)
+    assert (await known_there(agents))["late"] == 9100
+    assert agents.known("n").reachable
+    await agents.close()
+
+
+async def known_there(agents: Agents) -> dict[str, int]:
+    told: dict[str, int] = (await agents.call("n", "GET", "/v1/node", deadline_s=SOON_S))["engines"]
+    return told
+
+
+@pytest.mark.parametrize("told", ["{}", "[]", "null", '{"processes": 1, "left": [{}], "host": {}, "default": 3}'])
+async def test_an_answer_of_another_shape_is_a_nodes_error_and_nothing_else(tmp_path: Path, told: str) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(text=told)
+
+    (tmp_path / "token").write_text("t" * 40)
+    async with engine_up(answer) as port:
+        node = NodeConfig(name="n", agent=f"http://127.0.0.1:{port}", token_file=tmp_path / "token")
+        agents = Agents([node])
+        asks: list[Coroutine[Any, Any, object]] = [
+            agents.processes("e", ["n"], deadline_s=SOON_S),
+            agents.kill("e", ["n"], grace_s=0, deadline_s=SOON_S),
+            agents.host("n", deadline_s=SOON_S),
+            agents.answers("e", "n", deadline_s=SOON_S),
+            agents.pids("e", ["n"], deadline_s=SOON_S),
+        ]
+        for ask in asks:
+            with pytest.raises(NodeError, match="another release"):
+                await ask
+        (looked,) = await agents.look(deadline_s=SOON_S)
+        assert "another release" in looked.reason
+        await agents.close()
