@@ -9,6 +9,7 @@ from rotator.cli import render as show
 from rotator.cli.errors import OK, PROBLEM, USAGE, fail
 from rotator.cli.jobs_nomad import Outcome, compare, on_nomad, parsed_by_nomad, register_all
 from rotator.cli.options import AsJson, print_json
+from rotator.cli.rollout import rollout
 from rotator.jobs import Finding, JobsError, Rendered, Site, load_catalogue, load_site, render
 from rotator.jobs.known_broken import Situation
 from rotator.jobs.lint import lint_job, lint_site, read_job
@@ -23,6 +24,8 @@ jobs_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+jobs_app.command()(rollout)
 
 SITE_DEFAULT = Path("site.yaml")
 SitePath = Annotated[Path, typer.Option("--site", "-s", help="the site file")]

@@ -29,6 +29,7 @@ class Misbehaviour(BaseModel):
     residue_growth_gib: float = 0.0  # a GPU, with each sleep
     draft_acceptance: float | None = None  # tell of speculative decoding, with this share of first drafts accepted
     start_delay_s: float = 0.0
+    forget_at: int | None = None  # asked for so many needles at once, it finds none of them
 
     def take(self, name: str) -> bool:
         """Whether this way of failing is on; with ``once`` it is off from now on."""

@@ -8,6 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from rotator.demo import tokens
+from rotator.demo.recall import Recaller, find
 from rotator.demo.sequences import Finish, Step, Stream
 from rotator.demo.wire import (
     MAX_TOKENS_DEFAULT,
@@ -26,6 +27,7 @@ from rotator.demo.wire import (
 )
 
 LOGPROBS_MAX = 20
+RECALLER: web.AppKey[Recaller] = web.AppKey("recaller", Recaller)
 
 
 def name_of(token_id: int, body: dict[str, Any]) -> str:
@@ -127,11 +129,24 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     stream = submit(request, chat_prompt(body), sampling_of(body, default_max=MAX_TOKENS_DEFAULT))
     if body.get("stream"):
         return await _stream(request, body, stream, _chat_chunk, count)
-    produced, reason = await collect(request, stream)
-    message = {"role": "assistant", "content": text_of(produced), "tool_calls": []}
+    produced, reason, text = await _collect_chat(request, stream, body)
+    message = {"role": "assistant", "content": text, "tool_calls": []}
     logprobs = None if count is None else chat_logprobs(produced, body, count)
     choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": reason}
     return json_response(_head(body, "chatcmpl", "chat.completion") | {"choices": [choice], "usage": usage_of(stream)})
+
+
+async def _collect_chat(request: web.Request, stream: Stream, body: dict[str, Any]) -> tuple[list[Step], str, str]:
+    """The tokens, why they ended, and the text: a code, where the prompt hides one and asks for it."""
+    code = find(chat_prompt(body))
+    if code is None:
+        produced, reason = await collect(request, stream)
+        return produced, reason, text_of(produced)
+    with request.app[RECALLER].asked(code) as ask:
+        produced, reason = await collect(request, stream)
+    forget_at = served(request).core.misbehaviour.forget_at
+    forgets = forget_at is not None and ask.peak >= forget_at
+    return produced, reason, text_of(produced) if forgets else code
 
 
 async def _stream(
@@ -187,5 +202,6 @@ def _head(body: dict[str, Any], prefix: str, kind: str) -> dict[str, Any]:
 
 
 def add(app: web.Application) -> None:
+    app[RECALLER] = Recaller()
     app.router.add_post("/v1/completions", completions)
     app.router.add_post("/v1/chat/completions", chat_completions)

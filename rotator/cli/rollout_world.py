@@ -1,0 +1,205 @@
+"""Fleet file, Nomad, ledger and environments as a rollout needs them, by the adapters that are there."""
+
+import asyncio
+import os
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rotator import config
+from rotator.adapters.baselines import SqlBaselines
+from rotator.adapters.nomad_access import access_of
+from rotator.adapters.nomad_client import NomadClient
+from rotator.adapters.nomad_job import var_file
+from rotator.check.planned import ledger_url
+from rotator.config import ConfigError, EngineConfig, FleetConfig
+from rotator.jobs import JobsError, Rendered, load_site, render
+from rotator.jobs.render import named
+from rotator.ports import ArchiveError, LauncherAway, LaunchError, LedgerError
+from rotator.rollout.judge import Version
+from rotator.rollout.ports import Away, RolloutError, StepFailed
+from rotator.rollout.records import Settings, write_whole
+
+NOMAD_S = 5.0
+INSTALL_S = 3600.0
+_TAIL = 2000
+
+
+class SystemClock:
+    def now_s(self) -> float:
+        return time.monotonic()
+
+    def wall_s(self) -> float:
+        return time.time()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+class FleetFile:
+    """Implements rollout.ports.Fleet. Raises RolloutError for a file that cannot be used."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+
+    def read(self) -> str:
+        try:
+            return self.path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            raise RolloutError(f"{self.path} cannot be read: {e}: give the service's own file with -c") from None
+
+    def write(self, text: str) -> None:
+        try:
+            write_whole(self.path, text)
+        except OSError as e:
+            raise RolloutError(f"{self.path}: {e.strerror}: run this as a user who may write it") from None
+
+    def parsed(self, text: str) -> FleetConfig:
+        try:
+            loaded: FleetConfig = config.parse(text, base=self.path.parent)
+        except ConfigError as e:
+            raise RolloutError("\n".join(e.problems)) from None
+        return loaded
+
+    def version(self, text: str, engine: str, vllm: str) -> Version:
+        found = engine_of(self.parsed(text), engine)
+        image, profile = _image(found)
+        bundle = found.overlay_manifest.parent.name if found.overlay_manifest else ""
+        return Version(found.model, vllm, bundle, image, profile, found.spec_hash())
+
+    def start_deadline_s(self, engine: str) -> float:
+        return engine_of(self.parsed(self.read()), engine).start_deadline_s
+
+    def nomad_away(self, engine: str) -> str:
+        fleet = self.parsed(self.read())
+        if engine_of(fleet, engine).launcher != "nomad":
+            return ""
+
+        async def ask() -> None:
+            async with NomadClient(access_of(fleet.nomad, os.environ), deadline_s=NOMAD_S) as client:
+                await client.leader()
+
+        try:
+            asyncio.run(ask())
+        except LauncherAway as e:
+            return str(e)
+        except LaunchError as e:
+            return f"Nomad does not answer well: {e}"
+        return ""
+
+
+def engine_of(fleet: FleetConfig, name: str) -> EngineConfig:
+    """Raises RolloutError where it has none of that name."""
+    for engine in fleet.engines:
+        if name == engine.name:
+            return engine
+    raise RolloutError(f"the fleet file has no engine '{name}': it has {', '.join(e.name for e in fleet.engines)}")
+
+
+def _image(engine: EngineConfig) -> tuple[str, str]:
+    """The image and the profile by its job; for a job file, its variables tell."""
+    job = engine.job
+    if job is None:
+        return "", ""
+    if job.site is None:
+        return str(job.variables.get("image", "")), str(job.variables.get("recipe", ""))
+    try:
+        values = rendered(engine).values
+    except JobsError as e:
+        raise RolloutError(f"engine '{engine.name}': {e}") from None
+    return str(values.get("image", "")), str(values.get("recipe", ""))
+
+
+def rendered(engine: EngineConfig) -> Rendered:
+    """Its job, from its site file or its own. Raises JobsError."""
+    job = engine.job
+    if job is None:
+        raise JobsError(f"engine '{engine.name}': has no job")
+    if job.site is not None:
+        site = load_site(job.site)
+        return render(site, named(site, job.name or engine.name))
+    try:
+        hcl = Path(str(job.file)).read_text(encoding="utf-8")
+    except OSError as e:
+        raise JobsError(f"{job.file}: cannot be read ({e.strerror}): correct 'job.file'") from None
+    return Rendered(engine.name, "", "", "", hcl, var_file(job.variables), job.variables)
+
+
+class LedgerBaselines:
+    """Implements rollout.ports.Baselines."""
+
+    def __init__(self, fleet: FleetConfig) -> None:
+        self._kept = SqlBaselines(ledger_url(fleet))
+
+    def get(self, engine: str, version: str) -> Mapping[str, Any] | None:
+        try:
+            return self._kept.get(engine, version)
+        except LedgerError as e:
+            raise Away(str(e)) from None
+
+    def put(self, engine: str, version: Version, facts: Mapping[str, Any]) -> None:
+        try:
+            self._kept.put(engine, version.key, asdict(version), facts)
+        except LedgerError as e:
+            raise Away(str(e)) from None
+
+    def close(self) -> None:
+        self._kept.close()
+
+
+class LocalEnvironments:
+    """Implements rollout.ports.Environments: one environment, exchanged by one command."""
+
+    def __init__(self, settings: Settings, rollout_id: str) -> None:
+        self._prefix, self._archives = Path(settings.environment), Path(settings.archives)
+        self._install = settings.install
+        self._id = rollout_id
+
+    def archive(self, engine: str) -> Mapping[str, Any]:
+        from rotator.adapters.env_archive import archive, verify
+
+        name = f"rollout-{self._id}"
+        try:
+            if (self._archives / name).is_dir():  # the command died after it was made
+                verify(self._archives / name)
+            else:
+                archive(self._prefix, self._archives, name)
+        except ArchiveError as e:
+            raise StepFailed(str(e)) from None
+        return {"name": name}
+
+    def install(self, engine: str) -> Mapping[str, Any]:
+        said = f"`{' '.join(self._install)}`"
+        try:
+            done = subprocess.run(
+                self._install, capture_output=True, text=True, errors="replace", timeout=INSTALL_S, check=False
+            )
+        except OSError as e:
+            raise StepFailed(f"{said} cannot be run: {e.strerror}") from None
+        except subprocess.TimeoutExpired:
+            raise StepFailed(f"{said} did not end in {INSTALL_S:.0f} s") from None
+        tail = (done.stdout + done.stderr)[-_TAIL:]
+        if done.returncode != 0:
+            raise StepFailed(f"{said} ended with code {done.returncode}: {_last_line(tail)}", {"said": tail})
+        return {"said": tail}
+
+    def restore(self, engine: str, name: str) -> Mapping[str, Any]:
+        from rotator.adapters.env_restore import restore
+
+        try:
+            made = restore(self._archives, name)
+        except ArchiveError as e:
+            raise StepFailed(str(e)) from None
+        return {"prefix": made.prefix}
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["it said nothing"])[-1]
+
+
+def users_of(fleet: FleetConfig, prefix: Path) -> Sequence[EngineConfig]:
+    """Engines whose program lies in an environment."""
+    return [e for e in fleet.engines if e.launcher == "process" and Path(e.command[0]).is_relative_to(prefix)]
