@@ -223,7 +223,8 @@ async def test_an_answer_of_another_shape_is_a_nodes_error_and_nothing_else(tmp_
 
     (tmp_path / "token").write_text("t" * 40)
     async with engine_up(answer) as port:
-        node = NodeConfig(name="n", agent=f"http://127.0.0.1:{port}", token_file=tmp_path / "token")
+        files = {"token_file": tmp_path / "token"}
+        node = NodeConfig.model_validate({"name": "n", "agent": f"http://127.0.0.1:{port}", **files})
         agents = Agents([node])
         asks: list[Coroutine[Any, Any, object]] = [
             agents.processes("e", ["n"], deadline_s=SOON_S),

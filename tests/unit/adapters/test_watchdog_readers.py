@@ -53,6 +53,14 @@ def test_a_page_that_cannot_be_read_is_an_error_of_ours(line: str) -> None:
         "Authorization: Bearer abcd1234efgh5678",
         "https://user:s3cretword@host/path",
         "the value of-my-own-variable stands here",
+        '["--port", "1", "--api-key",\n  "abcd1234efgh"]',
+        "args: ['--api-key', 'abcd1234efgh']",
+        "non-default args: {'api_key': ['abcd1234efgh', 'hunter2hunter2'], 'port': 8}",
+        "Namespace(api_key=b'abcd1234efgh')",
+        'VLLM_API_KEY="two words of hunter2hunter2"',
+        '"line": "{\\"password\\": \\"hunter2hunter2\\"}"',
+        "github_pat_11ABCDEFG0_hunter2hunter2",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJodW50ZXIyaHVudGVyMiJ9.hunter2hunter2",
     ],
 )
 def test_secrets_are_hidden_by_name_by_shape_and_by_value(secret: str) -> None:
@@ -64,8 +72,23 @@ def test_secrets_are_hidden_by_name_by_shape_and_by_value(secret: str) -> None:
     assert not any(word in shown for word in words)
 
 
+def test_a_secret_of_a_long_text_is_hidden_wherever_it_stands() -> None:
+    hide = redactor({})
+    for before in range(0, 40_000, 1000):
+        text = "x" * before + '\n"--api-key",\n"abcd1234efgh"\n' + "a line\n" * 3000
+        assert hide(text) == text.replace("abcd1234efgh", HIDDEN)
+
+
 @pytest.mark.parametrize(
-    "harmless", ["Avg generation throughput: 12.5 tokens/s", "max_tokens=512", "token 3 of 8", "KV cache usage: 3%"]
+    "harmless",
+    [
+        "Avg generation throughput: 12.5 tokens/s",
+        "max_tokens=512",
+        "token 3 of 8",
+        "KV cache usage: 3%",
+        "stop tokens: [1, 2, 3]",
+        "tokenizer='x/y', tokenizer_mode='auto'",
+    ],
 )
 def test_what_only_sounds_like_a_secret_stays(harmless: str) -> None:
     assert redactor({})(harmless) == harmless
