@@ -3,6 +3,7 @@
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -27,6 +28,7 @@ from rotator.demo.wire import (
 )
 
 LOGPROBS_MAX = 20
+CODE_TOKENS = 8
 RECALLER: web.AppKey[Recaller] = web.AppKey("recaller", Recaller)
 
 
@@ -126,7 +128,10 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         return error(404, "NotFoundError", "The model does not support Chat Completions API")
     body = await read_body(request)
     count = wanted_logprobs(body, body.get("top_logprobs") or 0)
-    stream = submit(request, chat_prompt(body), sampling_of(body, default_max=MAX_TOKENS_DEFAULT))
+    sampling = sampling_of(body, default_max=MAX_TOKENS_DEFAULT)
+    if find(chat_prompt(body)) is not None:  # a code is short
+        sampling = replace(sampling, max_tokens=min(sampling.max_tokens, CODE_TOKENS))
+    stream = submit(request, chat_prompt(body), sampling)
     if body.get("stream"):
         return await _stream(request, body, stream, _chat_chunk, count)
     produced, reason, text = await _collect_chat(request, stream, body)
