@@ -74,12 +74,14 @@ docs: $(VENV)/.ready-to-test
 	$(BIN)/rotator schema > docs/fleet.schema.json
 	$(BIN)/rotator schema --markdown > docs/configuration.md
 	$(BIN)/rotator schema --commands > docs/cli.md
+	$(BIN)/rotator schema --metrics > docs/metrics.md
 	$(BIN)/rotator jobs schema recipe > docs/recipe.schema.json
 	$(BIN)/rotator jobs schema site > docs/site.schema.json
 	$(BIN)/rotator jobs schema --markdown > docs/jobs-keys.md
 
 docs-current: $(VENV)/.ready-to-test
-	@for pair in "--no-markdown docs/fleet.schema.json" "--markdown docs/configuration.md" "--commands docs/cli.md"; do \
+	@for pair in "--no-markdown docs/fleet.schema.json" "--markdown docs/configuration.md" "--commands docs/cli.md" \
+	  "--metrics docs/metrics.md"; do \
 	  set -- $$pair; \
 	  $(BIN)/rotator schema $$1 | diff -u "$$2" - || { echo "$$2 is not current: run 'make docs'" >&2; exit 1; }; \
 	done

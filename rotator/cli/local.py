@@ -61,9 +61,14 @@ def schema(
         bool, typer.Option("--markdown/--no-markdown", help="the reference for people instead")
     ] = False,
     commands: Annotated[bool, typer.Option("--commands", help="the reference of the command line instead")] = False,
+    metrics: Annotated[bool, typer.Option("--metrics", help="the reference of the metrics instead")] = False,
 ) -> None:
     """Print the JSON Schema of the fleet file, for editors."""
-    if commands:
+    if metrics:
+        from rotator.cli import metric_docs  # imports the service: the other commands start quicker without
+
+        typer.echo(metric_docs.markdown(), nl=False)
+    elif commands:
         typer.echo(command_docs.markdown(context.find_root().command), nl=False)
     else:
         typer.echo(config_docs.markdown() if markdown else config_docs.json_schema(), nl=False)

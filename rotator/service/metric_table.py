@@ -96,7 +96,11 @@ SECTIONS: tuple[tuple[str, tuple[Row, ...]], ...] = (
     (
         "Swaps",
         (
-            _counter("rotator_swaps_total", "result", "Swaps that ended: ok, or abandoned or failed as failed"),
+            _counter(
+                "rotator_swaps_total",
+                "result",
+                "Swaps that ended: ok, or unfinished (given up because nobody waited any more, or failed)",
+            ),
             _gauge("rotator_swaps_active", "", "Swaps under way"),
             _histogram(
                 "rotator_swap_phase_seconds",

@@ -96,8 +96,8 @@ class Metrics:
 
     # -- what happens beside it --------------------------------------------------------------------------------------
 
-    def swap_ended(self, phases_s: Mapping[str, float], failed: bool) -> None:
-        self._swaps.labels("failed" if failed else "ok").inc()
+    def swap_ended(self, phases_s: Mapping[str, float], unfinished: bool) -> None:
+        self._swaps.labels("unfinished" if unfinished else "ok").inc()
         for phase, seconds in phases_s.items():
             self._phases.labels(phase).observe(seconds)
 
