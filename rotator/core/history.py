@@ -189,7 +189,7 @@ class Chains:
             self._last = engine
         self._last_s = now_s
 
-    def chance(self, engine: EngineName, now_s: float) -> tuple[float, EngineName | None]:
+    def chance(self, engine: EngineName, now_s: float) -> "Link":
         """Chance that the model is the next link after the last one, and which that was."""
         last = self._last
         if last is None or last == engine or now_s - self._last_s > CHAIN_WINDOW_S:
@@ -217,17 +217,28 @@ class SwapTime:
         return self._share * exp((self._at_s - now_s) / SWAP_WINDOW_S)
 
 
+Link = tuple[float, EngineName | None]
+"""A chance by a chain of requests, and whose request it follows."""
+
+
 def expect(
     history: History, chains: Chains, engine: EngineName, now_s: float, horizon_s: float, local_s: float | None = None
 ) -> Expectation:
     """The strongest of what gaps, hour and chains say. A few microseconds: for snapshots, not for requests."""
-    best = Expectation(history.chance(now_s, horizon_s), "by the gaps between its requests")
-    if local_s is not None and (usual := history.by_hour(local_s, horizon_s)) > best.chance:
-        best = Expectation(usual, "as usual at this time of day")
-    linked, last = chains.chance(engine, now_s)
-    if linked > best.chance:
-        best = Expectation(linked, f"as it often follows {last}")
-    return best
+    return strongest(history, chains.chance(engine, now_s), now_s, horizon_s, local_s)
+
+
+def strongest(
+    history: History, link: Link, now_s: float, horizon_s: float, local_s: float | None = None
+) -> Expectation:
+    """The same, with what the chains said at that time."""
+    best, why = history.chance(now_s, horizon_s), "by the gaps between its requests"
+    if local_s is not None and (usual := history.by_hour(local_s, horizon_s)) > best:
+        best, why = usual, "as usual at this time of day"
+    linked, last = link
+    if linked > best:
+        best, why = linked, f"as it often follows {last}"
+    return Expectation(best, why)
 
 
 def _bucket(gap_s: float) -> int:

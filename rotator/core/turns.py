@@ -62,12 +62,8 @@ def quota_s(engine: Engine, policy: Policy, rivals: int) -> float:
     the longest wait, or the least that a turn takes. inf where there is no longest wait."""
     if policy.longest_wait_s is None:
         return inf
-    return max(_least_turn_s(engine, policy), policy.longest_wait_s / (2.0 * (rivals + 1)))
-
-
-def _least_turn_s(engine: Engine, policy: Policy) -> float:
-    """The least that a turn takes, swap and drain included, by this engine's own swap."""
-    return policy.min_stay_s + policy.drain_bound_s + engine.sleep_cost_s + load_s(engine)
+    least_s = policy.min_stay_s + policy.drain_bound_s + engine.sleep_cost_s + load_s(engine)
+    return max(least_s, policy.longest_wait_s / (2.0 * (rivals + 1)))
 
 
 def due_in_s(engine: Engine, policy: Policy, rivals: int = 1) -> float:
@@ -76,15 +72,15 @@ def due_in_s(engine: Engine, policy: Policy, rivals: int = 1) -> float:
     ``rivals`` are the engines that may have their turn before it. A stream's longest stall makes it due as well, early
     enough for each of them to have the least that a turn takes.
     """
-    demand, lead_s = engine.demand, load_s(engine)
-    by_stall_s = inf
-    if demand.frozen:
-        by_stall_s = demand.stall_left_s - lead_s - rivals * _least_turn_s(engine, policy)
-    if policy.longest_wait_s is None or not (demand.waiting or demand.frozen):
+    demand, longest_s = engine.demand, policy.longest_wait_s
+    lead_s = load_s(engine)
+    least_s = policy.min_stay_s + policy.drain_bound_s + engine.sleep_cost_s + lead_s
+    by_stall_s = demand.stall_left_s - lead_s - rivals * least_s if demand.frozen else inf
+    if longest_s is None or not (demand.waiting or demand.frozen):
         return max(0.0, by_stall_s)
-    ahead_s = rivals * quota_s(engine, policy, rivals)
-    lead_s = min(lead_s, _LEAD_SHARE_MAX * policy.longest_wait_s)
-    return max(0.0, min(policy.longest_wait_s - ahead_s - lead_s - demand.oldest_wait_s, by_stall_s))
+    ahead_s = rivals * max(least_s, longest_s / (2.0 * (rivals + 1)))  # quota_s, written out
+    lead_s = min(lead_s, _LEAD_SHARE_MAX * longest_s)
+    return max(0.0, min(longest_s - ahead_s - lead_s - demand.oldest_wait_s, by_stall_s))
 
 
 def urgency(engine: Engine, policy: Policy) -> float:

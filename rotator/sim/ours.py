@@ -1,10 +1,9 @@
 """The service's own policy in a replay: the same pure planner, asked as the loop asks it."""
 
-from dataclasses import replace
 from math import inf
 
 from rotator.config_policies import PoliciesConfig
-from rotator.core.history import Chains, Expectation, History, SwapTime, expect
+from rotator.core.history import Chains, Expectation, History, Link, SwapTime, strongest
 from rotator.core.planner import plan
 from rotator.core.values import Action, BlockKind, Demand, Engine, Gpu, Snapshot, State, Step, Swap
 from rotator.sim.box import Box
@@ -17,6 +16,7 @@ HOPELESS = frozenset({BlockKind.NEVER_FITS, BlockKind.PINNED, BlockKind.QUARANTI
 IDLE_LOOK_S = 10.0  # as the ladder's own patience; the loop plans once a second in any case
 EXPECT_EVERY_S, EXPECT_SHARE = 2.0, 0.05  # a chance is looked up anew after this, or after so much more silence
 _Seen = tuple[Expectation, Expectation]  # within the horizon of evictions, and of pre-waking
+_UNASKED: _Seen = (Expectation(0.0), Expectation(0.0))  # of engines in use: planners ask it only of idle ones
 
 
 class Ours:
@@ -31,7 +31,7 @@ class Ours:
         self._machine = machine
         self._index = machine.index()
         self._names = [spec.name for spec in machine.specs]
-        self._gpus = {f"GPU-{i}": Gpu(f"GPU-{i}", size) for i, size in enumerate(machine.gpu_bytes)}
+        self._gpus = [Gpu(f"GPU-{i}", size) for i, size in enumerate(machine.gpu_bytes)]
         self._on = [tuple(f"GPU-{g}" for g in spec.gpus) for spec in machine.specs]
         self._wake_s = [machine.wake_s(spec, len(spec.gpus)) for spec in machine.specs]
         self._sleep_s = [machine.sleep_s(spec, len(spec.gpus)) for spec in machine.specs]
@@ -40,13 +40,15 @@ class Ours:
         self._chains = Chains()
         self._looked_s = -inf  # when it last planned while nobody wanted anything
         self._swap_times = [SwapTime() for _ in machine.gpu_bytes]
-        nobody = Expectation(0.0)
-        self._seen: list[tuple[float, _Seen]] = [(-inf, (nobody, nobody))] * len(machine.specs)
+        self._looked_up = [-inf] * len(machine.specs)  # when an engine's chance was looked up,
+        self._look_up_at = [-inf] * len(machine.specs)  # when it is next,
+        self._links: list[Link] = [(0.0, None)] * len(machine.specs)  # and what chains said of it then
+        self._seen: list[_Seen | None] = [None] * len(machine.specs)
         self._views: list[tuple[tuple[object, ...], Engine] | None] = [None] * len(machine.specs)
 
     def arrived(self, box: Box, engine: int) -> None:
         self._histories[engine].arrived(box.now, box.now)
-        self._seen[engine] = (-inf, self._seen[engine][1])
+        self._look_up_at[engine] = -inf
         self._chains.arrived(self._names[engine], box.now)
 
     def ended(self, box: Box, engine: int, service_s: float) -> None:
@@ -84,21 +86,27 @@ class Ours:
             engines={name: self._engine(box, i) for i, name in enumerate(self._names)},
             host_budget_bytes=self._machine.host_bytes,
             host_used_bytes=box.host_used,
-            claimed=frozenset(f"GPU-{gpu}" for gpu in box.claimed()),
+            claimed=frozenset([f"GPU-{gpu}" for gpu in box.claimed()]) if box.swaps else frozenset(),
             policy=self._policy,
         )
 
     def _gpus_now(self, now_s: float) -> dict[str, Gpu]:
         """GPUs with what share of their time interrupting swaps have lately cost."""
-        shares = zip(self._gpus.values(), self._swap_times, strict=True)
-        return {gpu.id: replace(gpu, swapping=spent.share(now_s)) for gpu, spent in shares}
+        return {
+            gpu.id: Gpu(gpu.id, gpu.total_bytes, swapping=spent.share(now_s))
+            for gpu, spent in zip(self._gpus, self._swap_times, strict=True)
+        }
 
     def _engine(self, box: Box, i: int) -> Engine:
         """An engine's value, built anew only when something about it has changed: most of a fleet is still."""
-        waits = bool(box.waiting[i]) or bool(box.frozen[i])
-        expected = self._expected(box, i)
-        key = (box.now if waits else 0.0, box.state[i], box.depth[i], box.in_flight(i), box.used_at[i], expected,
-               box.yields_after[i] <= box.now)  # fmt: skip
+        now = box.now
+        if now >= self._look_up_at[i]:
+            self._look_up(now, i)
+        waits = bool(box.waiting[i] or box.frozen[i])
+        flying = len(box.running[i]) + len(box.inside[i]) + len(box.frozen[i])
+        expected = _UNASKED if waits or flying else self._expected(i)
+        key = (now if waits else 0.0, len(box.waiting[i]), flying, box.state[i], box.depth[i], box.used_at[i], expected,
+               box.yields_after[i] <= now)  # fmt: skip
         known = self._views[i]
         if known is not None and known[0] == key:
             return known[1]
@@ -106,18 +114,21 @@ class Ours:
         self._views[i] = (key, made)
         return made
 
-    def _expected(self, box: Box, i: int) -> _Seen:
-        """Looked up anew when a request came, and with a long silence seldom: by then a chance hardly moves."""
-        until_s, seen = self._seen[i]
-        if box.now < until_s:
-            return seen
-        past = self._histories[i]
-        near_s, far_s = self._horizons_s
-        near = expect(past, self._chains, self._names[i], box.now, near_s, box.now)
-        far = expect(past, self._chains, self._names[i], box.now, far_s, box.now)
-        silence_s = box.now - (past.last_s or 0.0)
-        self._seen[i] = (box.now + max(EXPECT_EVERY_S, EXPECT_SHARE * silence_s), (near, far))
-        return near, far
+    def _look_up(self, now_s: float, i: int) -> None:
+        """Anew when a request came, and with a long silence seldom: by then a chance hardly moves. What its own past
+        says does not change before its next request, and is asked when somebody wants to know."""
+        silence_s = now_s - (self._histories[i].last_s or 0.0)
+        self._looked_up[i], self._look_up_at[i] = now_s, now_s + max(EXPECT_EVERY_S, EXPECT_SHARE * silence_s)
+        self._links[i], self._seen[i] = self._chains.chance(self._names[i], now_s), None
+
+    def _expected(self, i: int) -> _Seen:
+        seen = self._seen[i]
+        if seen is None:
+            at_s, past, link = self._looked_up[i], self._histories[i], self._links[i]
+            near_s, far_s = self._horizons_s
+            seen = strongest(past, link, at_s, near_s, at_s), strongest(past, link, at_s, far_s, at_s)
+            self._seen[i] = seen
+        return seen
 
     def _view(self, box: Box, i: int, expected: _Seen) -> Engine:
         spec = self._machine.specs[i]
