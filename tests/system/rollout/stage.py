@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rotator.adapters.nomad_job import var_file
+from rotator.cli.main import run
 from tests.nomad_double import NomadDouble
 from tests.nomad_double.sample import HCL, sample_job
 from tests.system.service.rig import Rig, engine, eventually, free_port
@@ -18,7 +20,8 @@ from tests.system.service.rig import Rig, engine, eventually, free_port
 NAMES = ("a", "b", "c")
 ON_NOMAD = ("a", "c")
 FORGETFUL = {"forget_at": 8}
-QUICK = ("--recall", "2,8", "--recall-words", "300", "--cycles", "1", "--samples", "1", "--tolerance", "5", "--yes")
+QUICK = ("--recall", "8", "--recall-words", "300", "--cycles", "1", "--samples", "1", "--tolerance", "5", "--yes")
+QUICK += ("--away", "60")  # no thread outlives a test that failed
 _STUB = ("--prefill-tokens-per-s", "400", "--tokens-per-s", "1000")
 
 
@@ -78,6 +81,7 @@ async def stage(folder: Path) -> AsyncIterator[tuple[Rig, NomadDouble]]:
     engines[1]["env"] = {"VERSION": "1"}
     rig = Stage(folder, engines, gpus=3)
     async with NomadDouble(folder / "nomad", environ={**os.environ, **rig.box.env()}) as nomad:
+        rig.settings["devices"] = {"sample_every_s": 1.0}
         rig.settings["nomad"] = {"address": nomad.address, "deadline_s": 3, "resync_s": 1}
         for one in (engines[0], engines[2]):
             _teach(nomad, one, "1", {})
@@ -90,34 +94,50 @@ async def stage(folder: Path) -> AsyncIterator[tuple[Rig, NomadDouble]]:
             await rig.close()
 
 
-class Command:
-    """One `rotator jobs rollout` under way."""
+def _words(rig: Rig, arguments: Sequence[str]) -> list[str]:
+    return ["jobs", "rollout", "-c", str(rig.folder / "fleet.yaml"), "--url", rig.url, *arguments]
+
+
+class Killable:
+    """A command in a process of its own."""
 
     def __init__(self, rig: Rig, *arguments: str) -> None:
-        words = ["jobs", "rollout", "-c", str(rig.folder / "fleet.yaml"), "--url", rig.url, *arguments]
         self._log = rig.folder / "rollout.log"
         with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "rotator", *words], stdout=log, stderr=log, stdin=subprocess.DEVNULL
-            )
+            words = [sys.executable, "-m", "rotator", *_words(rig, arguments)]
+            self._process = subprocess.Popen(words, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+
+    async def killed_after(self, words: str) -> None:
+        await eventually(lambda: words in self._log.read_text(), within_s=60, what=self._log.read_text)
+        self._process.kill()
+        await asyncio.to_thread(self._process.wait, 20)
+
+
+class Command:
+    """A command in a thread of this process: the same code, without its imports once more."""
+
+    def __init__(self, rig: Rig, *arguments: str) -> None:
+        self._text = io.StringIO()
+        self._task = asyncio.create_task(asyncio.to_thread(self._run, _words(rig, arguments)))
+
+    def _run(self, words: Sequence[str]) -> int:
+        with contextlib.redirect_stdout(self._text), contextlib.redirect_stderr(self._text):
+            return run(words)
 
     @property
     def said(self) -> str:
-        return self._log.read_text()
+        return self._text.getvalue()
 
     async def until_said(self, words: str) -> None:
         def heard() -> bool:
-            assert self.process.poll() is None or words in self.said, self.said
+            assert not self._task.done() or words in self.said, self.said
             return words in self.said
 
         await eventually(heard, within_s=60, what=lambda: f"'{words}' in:\n{self.said}")
 
     async def end(self, within_s: float = 90) -> int:
-        return await asyncio.to_thread(self.process.wait, within_s)
-
-    async def kill(self) -> None:
-        self.process.kill()
-        await self.end()
+        async with asyncio.timeout(within_s):
+            return await self._task
 
 
 def versions(rig: Rig) -> dict[str, str]:
