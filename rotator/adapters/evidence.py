@@ -11,14 +11,17 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from rotator.adapters.blocking import off_loop
 from rotator.adapters.evidence_store import MANIFEST, BundleStore, Retention
 from rotator.adapters.evidence_tools import ToolFailed, kernel_view, process_names, run_tool
 from rotator.adapters.flight_recorder import dumps, trigger
 from rotator.adapters.redact import redactor
 from rotator.config_watchdog import EvidenceConfig
+from rotator.ports import LaunchError
 from rotator.ports_watchdog import Case
 
 MIB = 1 << 20
@@ -29,6 +32,9 @@ _DUMP_WAIT_S = 3.0
 _DUMP_POLL_S = 0.25
 _PIECE_BYTES = 1 << 18
 _FILE_BYTES_MAX = 16 * MIB
+_DISK_S = 10.0  # for one file
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -42,22 +48,23 @@ class _Folder:
     items: list[dict[str, Any]] = field(default_factory=list)
     missing: list[dict[str, str]] = field(default_factory=list)
 
-    def put(self, name: str, text: str) -> None:
-        self.put_bytes(name, self.redact(text).encode(errors="replace"))
+    async def put(self, name: str, text: str) -> None:
+        """Raises LaunchError where this machine does not get it done in time, as ``put_bytes`` does."""
+        await self.put_bytes(name, await _aside(lambda: self.redact(text).encode(errors="replace"), name))
 
-    def put_bytes(self, name: str, content: bytes) -> None:
+    async def put_bytes(self, name: str, content: bytes) -> None:
         room = min(_FILE_BYTES_MAX, self.bytes_max - self.held_bytes)
         if room <= 0:
             return self.lack(name, f"the bundle has reached its {self.bytes_max / MIB:g} MiB")
-        path = self.path / name
+        taken = content[:room]
+        self.held_bytes += len(taken)  # before it is written: others are written meanwhile
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content[:room])
+            await _aside(lambda: _write(self.path / name, taken), name)
         except OSError as e:
+            self.held_bytes -= len(taken)
             return self.lack(name, f"it could not be written: {e.strerror}")
-        self.held_bytes += min(room, len(content))
         cut = {"cut_from_bytes": len(content)} if len(content) > room else {}
-        self.items.append({"name": name, "bytes": min(room, len(content)), **cut})
+        self.items.append({"name": name, "bytes": len(taken), **cut})
         return None
 
     def lack(self, what: str, why: str) -> None:
@@ -84,14 +91,14 @@ class FileEvidence:
 
     async def collect(self, case: Case, *, deadline_s: float) -> int:
         config, began_wall_s = self._config(), self._wall()
+        end_at_s = asyncio.get_running_loop().time() + deadline_s
         try:
-            path = await asyncio.to_thread(self._store.make, case.id)
-        except OSError:
+            path = await _aside(lambda: self._store.make(case.id), case.id)
+        except (OSError, LaunchError):
             return 0  # no room for evidence is no reason not to recover
         folder = _Folder(path, int(config.bundle_max_mib * MIB), self._redact)
-        for name, text in case.texts.items():
-            folder.put(name, text)
-        await self._within(deadline_s, self._parts(case, folder, config), folder)
+        await self._within(end_at_s, {"what the service knows": self._texts(case, folder)}, folder)
+        await self._within(end_at_s, self._parts(case, folder, config), folder)
         told = {
             "id": case.id,
             "engine": case.engine,
@@ -101,7 +108,10 @@ class FileEvidence:
             "items": sorted(folder.items, key=lambda i: str(i["name"])),
             "missing": sorted(folder.missing, key=lambda m: m["what"]),
         }
-        return await asyncio.to_thread(self._finish, path, told, config)
+        try:
+            return await _aside(lambda: self._finish(path, told, config), MANIFEST)
+        except LaunchError:
+            return 0
 
     def _finish(self, path: Path, told: Mapping[str, Any], config: EvidenceConfig) -> int:
         try:
@@ -112,13 +122,14 @@ class FileEvidence:
         except OSError:
             return 0
 
-    async def _within(self, deadline_s: float, parts: Mapping[str, Coroutine[Any, Any, None]], folder: _Folder) -> None:
+    async def _within(self, end_at_s: float, parts: Mapping[str, Coroutine[Any, Any, None]], folder: _Folder) -> None:
         """Run every part; what fails or is late is told as missing, and holds up nothing else."""
+        left_s = max(0.0, end_at_s - asyncio.get_running_loop().time())
         tasks = {asyncio.create_task(part): name for name, part in parts.items()}
-        done, late = await asyncio.wait(tasks, timeout=deadline_s) if tasks else (set(), set())
+        done, late = await asyncio.wait(tasks, timeout=left_s) if tasks else (set(), set())
         for task in late:
             task.cancel()
-            folder.lack(tasks[task], f"it was not there within {deadline_s:g} s")
+            folder.lack(tasks[task], "it was not there within the time for evidence")
         await asyncio.gather(*late, return_exceptions=True)
         for task in done:
             if (error := task.exception()) is not None:
@@ -142,35 +153,40 @@ class FileEvidence:
         parts["kernel-log.txt"] = self._kernel_log(folder, config)
         return parts
 
+    async def _texts(self, case: Case, folder: _Folder) -> None:
+        for name, text in case.texts.items():
+            await folder.put(name, text)
+
     async def _kernel(self, pid: int, folder: _Folder) -> None:
-        folder.put(f"stacks/{pid}-kernel.txt", await asyncio.to_thread(kernel_view, pid))
+        told = await _aside(lambda: kernel_view(pid), f"/proc/{pid}")
+        await folder.put(f"stacks/{pid}-kernel.txt", told)
 
     async def _stacks(
         self, pid: int, tool: str, command: tuple[str, ...], folder: _Folder, config: EvidenceConfig
     ) -> None:
         async with self._debuggers:
-            folder.put(f"stacks/{pid}-{tool}.txt", await run_tool(command, deadline_s=config.stack_deadline_s))
+            await folder.put(f"stacks/{pid}-{tool}.txt", await run_tool(command, deadline_s=config.stack_deadline_s))
 
     async def _tool(self, name: str, command: tuple[str, ...], folder: _Folder, config: EvidenceConfig) -> None:
-        folder.put(name, await run_tool(command, deadline_s=config.deadline_s))
+        await folder.put(name, await run_tool(command, deadline_s=config.deadline_s))
 
     async def _kernel_log(self, folder: _Folder, config: EvidenceConfig) -> None:
         text = await run_tool(("dmesg", "--time-format", "iso"), deadline_s=config.stack_deadline_s)
         words = ("nvrm", "xid", "nvidia", "out of memory", "oom", "hung task", "pcie", "aer:")
         lines = [line for line in text.splitlines() if any(word in line.lower() for word in words)]
-        folder.put("kernel-log.txt", "\n".join(lines[-config.log_lines :]) or "nothing of GPUs or memory in it")
+        await folder.put("kernel-log.txt", "\n".join(lines[-config.log_lines :]) or "nothing of GPUs or memory in it")
 
     async def _log(self, log_path: str, folder: _Folder, config: EvidenceConfig) -> None:
         path = self._state_dir / log_path
         try:
-            text = await asyncio.to_thread(_tail, path, config.log_lines)
+            text = await _aside(lambda: _tail(path, config.log_lines), log_path)
         except OSError as e:
             raise ToolFailed(f"{path}: {e.strerror}") from None
-        folder.put("log.txt", text)
+        await folder.put("log.txt", text)
 
     async def _flight(self, engine: str, folder: _Folder) -> None:
         since_wall_s = time.time()
-        asked = await asyncio.to_thread(trigger, self._state_dir, engine)
+        asked = await _aside(lambda: trigger(self._state_dir, engine), "nccl")
         if not asked:
             raise ToolFailed(
                 "no rank listens: it is no torch process with a flight recorder, or was launched elsewhere"
@@ -179,18 +195,21 @@ class FileEvidence:
         for _ in range(int(_DUMP_WAIT_S / _DUMP_POLL_S)):
             enough = len(found) >= asked  # one pause more: the last may still be writing
             await asyncio.sleep(_DUMP_POLL_S)
-            found = await asyncio.to_thread(dumps, self._state_dir, engine, since_wall_s)
+            found = await _aside(lambda: dumps(self._state_dir, engine, since_wall_s), "nccl")
             if enough:
                 break
         for path in found:
-            folder.put_bytes(f"nccl/{path.name}", await asyncio.to_thread(path.read_bytes))
+            await folder.put_bytes(f"nccl/{path.name}", await _aside(partial(_head, path), path.name))
         if len(found) < asked:
             folder.lack("nccl", f"{asked} ranks were asked, {len(found)} wrote within {_DUMP_WAIT_S:g} s")
 
     # -- what is there -----------------------------------------------------------------------------------------------
 
     async def manifest(self, id: str) -> Mapping[str, Any]:
-        return await asyncio.to_thread(self._store.manifest, id)
+        try:
+            return await _aside(lambda: self._store.manifest(id), id)
+        except LaunchError:
+            return {}
 
     async def bundle(self, id: str) -> AsyncIterator[bytes]:
         file = await asyncio.to_thread(self._store.packed, id)
@@ -201,12 +220,31 @@ class FileEvidence:
             file.close()
 
     async def names(self, pids: frozenset[int]) -> Mapping[int, str]:
-        return await asyncio.to_thread(process_names, pids)
+        try:
+            return await _aside(lambda: process_names(pids), "/proc")
+        except LaunchError:
+            return {}
 
 
 def _debuggers(pid: int) -> dict[str, tuple[str, ...]]:
     gdb = ("gdb", "-p", str(pid), "-batch", "-nx", "-ex", "set pagination off", "-ex", "thread apply all bt 64")
     return {"py-spy": ("py-spy", "dump", "--pid", str(pid)), "gdb": gdb}
+
+
+async def _aside(work: Callable[[], T], what: str) -> T:
+    """Off the loop: whoever asks for evidence has streams to carry. Raises LaunchError after _DISK_S."""
+    return await off_loop(work, deadline_s=_DISK_S, doing=what)
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def _head(path: Path) -> bytes:
+    """One byte more than is kept, so that a cut is told."""
+    with path.open("rb") as file:
+        return file.read(_FILE_BYTES_MAX + 1)
 
 
 def _tail(path: Path, lines: int) -> str:

@@ -1,9 +1,12 @@
 """Counts what an engine's workers warn of in its log, reading each line once."""
 
-import asyncio
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from rotator.adapters.blocking import off_loop
+from rotator.ports import LaunchError
 
 READ_BYTES_MAX = 4 << 20  # in one look; of a log that grows faster only the end is read
 # vLLM's workers log this once a minute while a rank does not take what is broadcast to it.
@@ -16,6 +19,7 @@ class _Place:
     inode: int = 0
     offset: int = -1
     count: int = 0
+    looking: bool = False  # also after its deadline: what hangs must not be asked by one thread more at every look
 
 
 class FileLogWatch:
@@ -28,14 +32,23 @@ class FileLogWatch:
 
     async def warnings(self, log_path: str) -> int:
         place = self._places.setdefault(log_path, _Place())
-        try:
-            async with asyncio.timeout(_DEADLINE_S):
-                await asyncio.to_thread(self._look, self._folder / log_path, place)
-        except (OSError, TimeoutError):
-            pass
+        if not place.looking:
+            with contextlib.suppress(OSError, LaunchError):
+                await off_loop(
+                    lambda: self._look(self._folder / log_path, place),
+                    deadline_s=_DEADLINE_S,
+                    doing=f"reading {log_path}",
+                )
         return place.count
 
     def _look(self, path: Path, place: _Place) -> None:
+        place.looking = True
+        try:
+            self._count(path, place)
+        finally:
+            place.looking = False
+
+    def _count(self, path: Path, place: _Place) -> None:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             if place.offset < 0:

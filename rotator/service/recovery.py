@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 FAULTS_KEPT = 32  # times, for the breaker
 BUNDLES_MAX = 3  # of one incident that comes again and again
 _METRICS_S = 3.0
+_CASE_S = 30.0  # beyond the collector's own time: what the service knows, and writing it down
 _JOURNAL_ROWS = 50
 _EVENTS = 200
 _CORDON_AGAIN_S = 5.0
@@ -183,10 +184,11 @@ class Recovery:
         """Never raises: recovery must go on whatever evidence could not be had."""
         if not self._world.config.watchdog.enabled or incident.count > BUNDLES_MAX:
             return
+        deadline_s = self._world.config.watchdog.evidence.deadline_s
         try:
-            case = await self._case(incident, engine)
-            deadline_s = self._world.config.watchdog.evidence.deadline_s
-            size = await self._world.senses.evidence.collect(case, deadline_s=deadline_s)
+            async with asyncio.timeout(deadline_s + _CASE_S):
+                case = await self._case(incident, engine)
+                size = await self._world.senses.evidence.collect(case, deadline_s=deadline_s)
         except Exception:
             _log.exception("evidence of %s", incident.id)
             return

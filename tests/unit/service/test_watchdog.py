@@ -29,9 +29,12 @@ class Watching(Blind):
     reports: dict[GpuId, GpuHealth] = field(default_factory=dict)
     cases: list[tuple[str | None, State | None, bool]] = field(default_factory=list)
     moves_meanwhile: bool = False
+    hangs: bool = False
 
     async def collect(self, case: Case, *, deadline_s: float) -> int:
         assert self.service is not None
+        if self.hangs:
+            await asyncio.Event().wait()
         engine = self.service.box.engines[case.engine] if case.engine else None
         state = self.service.state(case.engine) if case.engine else None
         self.cases.append((case.engine, state, bool(engine and engine.running)))
@@ -270,5 +273,16 @@ def test_a_launcher_that_fails_to_watch_is_asked_again_and_the_end_is_heard() ->
             assert failures == []
             service.box.engines["a"].die()
             await service.until("a", State.FAILED)
+
+    run(story())
+
+
+def test_evidence_that_never_comes_holds_up_no_recovery() -> None:
+    async def story() -> None:
+        async with watched(pair()) as (service, senses):
+            senses.hangs = True
+            await service.ask("a")
+            await service.loop.moved("a", Event.FAULT, Facts("as this test has it"))
+            await service.until("a", State.FAILED, within_s=120)
 
     run(story())
