@@ -1,46 +1,28 @@
 """One run: a script played against the service under virtual time, judged to its end."""
 
 import asyncio
-import logging
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rotator.config import FleetConfig
 from rotator.core.values import BlockKind, Command, CommandKind, State
 from rotator.ports import RotatorError
 from rotator.service.events import Event as BusEvent
 from rotator.sim.clock import Stalled
 from rotator.sim.faults.clients import Answer, Client
 from rotator.sim.faults.engine import SimEngine
+from rotator.sim.faults.errors import errors_are_failures
+from rotator.sim.faults.fleet import fleet_config
 from rotator.sim.faults.generate import make_script
 from rotator.sim.faults.judge import Judge
 from rotator.sim.faults.life import ServiceLife
 from rotator.sim.faults.network import Network
 from rotator.sim.faults.parts import SimDisk, SimLauncher, new_ledger
-from rotator.sim.faults.script import (
-    Arm,
-    Ask,
-    Away,
-    Cut,
-    Die,
-    Disk,
-    Event,
-    Foreign,
-    Jump,
-    Kill,
-    Nvml,
-    Order,
-    Script,
-    Shape,
-    Undying,
-    Wedge,
-)
+from rotator.sim.faults.script import Arm, Ask, Event, Kill, Nvml, Order, Script
 from rotator.sim.faults.simloop import SimLoop
+from rotator.sim.faults.strikes import Strikes
 from rotator.sim.faults.world import GIB, World
 
 TICK_S = 0.5
@@ -51,17 +33,6 @@ SILENCE_S = 20.0  # so long nobody asks: in its second half nobody comes in twic
 ASK_AGAIN_S = 3.0
 CHECK_S = 12.0  # within this a service that stands still agrees with the devices
 CORDONED_S = 8.0  # a GPU that is lost for so long is cordoned by then: three looks, and what a look may hang
-# Bounds as short as the rest here, and longer than any token takes.
-WATCHDOG = {
-    "every_s": 2.0,
-    "stall_s": 10.0,
-    "stall_young_s": 12.0,
-    "young_s": 15.0,
-    "stall_warned_s": 8.0,
-    "probe_every_s": 20.0,
-    "probe_deadline_s": 4.0,
-    "evidence": {"deadline_s": 3.0},
-}
 _RESOLVED_BY_PEOPLE = frozenset({BlockKind.PINNED, BlockKind.CORDONED, BlockKind.QUARANTINED})
 
 
@@ -106,6 +77,7 @@ class _Run:
         self.judge = Judge(self.world, self.engines, int(script.shape.host_budget_gib * GIB))
         self.disk = SimDisk(self.world)
         self.launcher = SimLauncher(self.world, self.engines)
+        self.strikes = Strikes(self.world, self.engines, self.disk, self.launcher, self.judge, self._expect_cordon)
         self.network = Network(self.world, tuple(self.engines.values()), self.judge.on_serve)
         self.requests: Counter[str] = Counter()
         self.clients: dict[asyncio.Task[Answer], Ask] = {}
@@ -119,7 +91,7 @@ class _Run:
             self.loop.connect = self.network.connect
 
     async def play(self) -> Outcome:
-        with _errors_are_failures(self.judge):
+        with errors_are_failures(self.judge):
             self.life = self._begin_life()
             ticking = self.world.spawn(self._tick())
             playing = self.world.spawn(self._story())
@@ -237,7 +209,6 @@ class _Run:
     # -- what happens ------------------------------------------------------------------------------------------------
 
     def _apply(self, event: Event) -> None:
-        name = type(event).__name__.lower()
         if not isinstance(event, Ask | Arm | Kill):
             self.world.injected[_fault_name(event)] += 1
             self.world.trace.note(f"script: {event}")
@@ -252,58 +223,8 @@ class _Run:
                 self._kill(event)
             case Kill():
                 self.kills.append(event)
-            case Jump():
-                self.world.wall_offset_s += event.seconds
-            case Disk() | Away() | Nvml():
-                self.world.spawn(self._lasting(event))
-            case Foreign():
-                self.world.spawn(self.world.gpus[event.gpu].visit(int(event.gib * GIB), event.seconds))
-            case Die() | Undying() | Wedge() | Cut():
-                self._strike(self.engines[event.engine], event)
             case _:
-                raise AssertionError(name)
-
-    def _strike(self, engine: SimEngine, event: Die | Undying | Wedge | Cut) -> None:
-        engine.trouble()
-        match event:
-            case Die() if engine.process:
-                engine.process.die("killed by signal 9", event.linger_s)
-            case Undying():
-                engine.undying_until_s = self.world.now() + event.seconds
-                engine.was_undying = True
-            case Wedge() if engine.process:
-                engine.process.do(engine.process.wedge(event.seconds))
-            case Cut():
-                engine.cut_until_s, engine.cut_silent = self.world.now() + event.seconds, event.silent
-                self.world.spawn(self._mark_later(engine, event.seconds))
-
-    async def _mark_later(self, engine: SimEngine, seconds: float) -> None:
-        await self.world.calm_or(seconds)
-        engine.trouble()
-
-    async def _lasting(self, event: Disk | Away | Nvml) -> None:
-        self.judge.shaken()
-        match event:
-            case Disk():
-                self.disk.trouble = event.how
-            case Away():
-                self.launcher.away = event.how
-            case Nvml():
-                self.world.gpus[event.gpu].query = event.how
-        if isinstance(event, Nvml) and event.how == "lost":
-            self.world.spawn(self._expect_cordon(event))
-            for engine in self.engines.values():
-                if event.gpu in engine.gpus and engine.process:
-                    engine.process.die("killed by signal 6: CUDA error: the GPU is lost")
-        await self.world.calm_or(event.seconds)
-        match event:
-            case Disk():
-                self.disk.mend()
-            case Away():
-                self.launcher.away = ""
-            case Nvml():
-                self.world.gpus[event.gpu].query = ""
-        self.judge.shaken()
+                self.strikes.strike(event)
 
     async def _expect_cordon(self, event: Nvml) -> None:
         """A lost GPU is kept out until a person has seen to it, unless the service was away or the script lifted it."""
@@ -436,70 +357,3 @@ def _fault_name(event: Event) -> str:
     name = type(event).__name__.lower()
     how = getattr(event, "how", None) or getattr(event, "verb", None)
     return f"{name} {how}" if how else name
-
-
-def fleet_config(shape: Shape) -> FleetConfig:
-    """The fleet file of a shape: deadlines short, so that virtual minutes hold many stories."""
-    engines = [
-        {
-            "name": e.name,
-            "gpus": list(e.gpus),
-            "command": ["vllm", "serve", "--port", "{port}"],
-            "served_model": e.served_model or None,
-            "sleep_levels": list(e.levels),
-            "pin": e.pin,
-            "preload": e.preload,
-            "priority": e.priority,
-            "start_deadline_s": 40.0,
-            "wake_deadline_s": 12.0,
-            "sleep_deadline_s": 12.0,
-            "stop_grace_s": 3.0,
-            "footprint": {"awake_gib": e.planned_gib, "residue_gib": e.planned_residue_gib, "host_gib": e.host_gib},
-        }
-        for e in shape.engines
-    ]
-    return FleetConfig.model_validate(
-        {
-            "engines": engines,
-            "host_memory_gib": shape.host_budget_gib,
-            "devices": {"sample_every_s": 2.0, "read_deadline_s": 1.0},
-            "gateway": {"wait_deadline_s": 90.0, "keepalive_s": 5.0, "freezes_max": 3},
-            "policies": {"idle_sleep_s": shape.idle_sleep_s, "drain_bound_s": 3.0},
-            "canary": {"deadline_s": 6.0},
-            "recovery": {
-                "backoff_first_s": 2.0,
-                "backoff_max_s": 15.0,
-                "vram_drain_deadline_s": 10.0,
-                "health_every_s": 3.0,
-                "health_failures_max": 3,
-                "breaker_failures": 12,
-            },
-            "ledger": {"deadline_s": 2.0},
-            "watchdog": WATCHDOG,
-        }
-    )
-
-
-class _Errors(logging.Handler):
-    def __init__(self, judge: Judge) -> None:
-        super().__init__(logging.WARNING)
-        self._judge = judge
-
-    def emit(self, record: logging.LogRecord) -> None:
-        error = record.exc_info[1] if record.exc_info else None
-        if error is not None and not isinstance(error, RotatorError):
-            self._judge.fail("nothing raises unforeseen", f"{record.getMessage()}: {error!r}")
-
-
-@contextmanager
-def _errors_are_failures(judge: Judge) -> Iterator[None]:
-    """What the service logs with an exception that is none of its own is a bug."""
-    log, handler = logging.getLogger("rotator"), _Errors(judge)
-    before = log.propagate, log.level
-    log.addHandler(handler)
-    log.propagate, log.level = False, logging.WARNING
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        log.propagate, log.level = before

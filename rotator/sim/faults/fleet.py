@@ -1,0 +1,58 @@
+"""The fleet file that a script's shape is served by."""
+
+from rotator.config import FleetConfig
+from rotator.sim.faults.script import Shape
+
+# Bounds as short as the rest here, and longer than any token takes.
+WATCHDOG = {
+    "every_s": 2.0,
+    "stall_s": 10.0,
+    "stall_young_s": 12.0,
+    "young_s": 15.0,
+    "stall_warned_s": 8.0,
+    "probe_every_s": 20.0,
+    "probe_deadline_s": 4.0,
+    "evidence": {"deadline_s": 3.0},
+}
+
+
+def fleet_config(shape: Shape) -> FleetConfig:
+    """The fleet file of a shape: deadlines short, so that virtual minutes hold many stories."""
+    engines = [
+        {
+            "name": e.name,
+            "gpus": list(e.gpus),
+            "command": ["vllm", "serve", "--port", "{port}"],
+            "served_model": e.served_model or None,
+            "sleep_levels": list(e.levels),
+            "pin": e.pin,
+            "preload": e.preload,
+            "priority": e.priority,
+            "start_deadline_s": 40.0,
+            "wake_deadline_s": 12.0,
+            "sleep_deadline_s": 12.0,
+            "stop_grace_s": 3.0,
+            "footprint": {"awake_gib": e.planned_gib, "residue_gib": e.planned_residue_gib, "host_gib": e.host_gib},
+        }
+        for e in shape.engines
+    ]
+    return FleetConfig.model_validate(
+        {
+            "engines": engines,
+            "host_memory_gib": shape.host_budget_gib,
+            "devices": {"sample_every_s": 2.0, "read_deadline_s": 1.0},
+            "gateway": {"wait_deadline_s": 90.0, "keepalive_s": 5.0, "freezes_max": 3},
+            "policies": {"idle_sleep_s": shape.idle_sleep_s, "drain_bound_s": 3.0},
+            "canary": {"deadline_s": 6.0},
+            "recovery": {
+                "backoff_first_s": 2.0,
+                "backoff_max_s": 15.0,
+                "vram_drain_deadline_s": 10.0,
+                "health_every_s": 3.0,
+                "health_failures_max": 3,
+                "breaker_failures": 12,
+            },
+            "ledger": {"deadline_s": 2.0},
+            "watchdog": WATCHDOG,
+        }
+    )
