@@ -1,7 +1,7 @@
 """GPUs of more than one machine, and the machines.
 
-Why: a node whose agent does not answer at the service's start must still be known, with its GPUs. The GPUs that a ledger
-already has are the service's own machine's, whose name is empty.
+Why: a node whose agent does not answer at the service's start must still be known, with its GPUs. The GPUs that a
+ledger already has are the service's own machine's, whose name is empty.
 """
 
 import sqlalchemy as sa
