@@ -19,10 +19,11 @@ ARGS ?=
 TEST_ARGS ?=
 ASAN_EXAMPLES ?= 40
 TSAN_ROUNDS ?= 1500
+FUZZ_EXAMPLES ?= 400
 NATIVE := CMakeLists.txt $(wildcard allocator/csrc/* allocator/sim/*.cpp allocator/sim/*.h)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: wheel units compiler demo test test-long asan tsan lint types layers docs docs-current check bench browser screenshots chromium clean
+.PHONY: audit fuzz wheel units compiler demo test test-long asan tsan lint types layers docs docs-current check bench browser screenshots chromium clean
 .DEFAULT_GOAL := check
 
 demo: $(VENV)/.ready-to-run
@@ -78,6 +79,14 @@ docs: $(VENV)/.ready-to-test
 	$(BIN)/rotator jobs schema recipe > docs/recipe.schema.json
 	$(BIN)/rotator jobs schema site > docs/site.schema.json
 	$(BIN)/rotator jobs schema --markdown > docs/jobs-keys.md
+
+# Known vulnerabilities among the dependencies. Without a way to the advisory service it says so, and does not fail.
+audit: $(VENV)/.ready-to-test
+	$(BIN)/python -m bench.audit
+
+# Bytes and values that nobody would send, many more than in the suite: minutes.
+fuzz: $(VENV)/.ready-to-test
+	ROTATOR_FUZZ=$(FUZZ_EXAMPLES) $(BIN)/pytest --timeout 3600 tests/contract/security/test_fuzz.py $(TEST_ARGS)
 
 docs-current: $(VENV)/.ready-to-test
 	@for pair in "--no-markdown docs/fleet.schema.json" "--markdown docs/configuration.md" "--commands docs/cli.md" \
