@@ -1,7 +1,7 @@
 """The documents' fenced blocks, as commands to run and files to write.
 
-A ``console`` block has ``$ command`` lines, each followed by lines of what it prints; a ``bash`` block is one script. What
-a reader cannot see stands in an HTML comment before the block, ``<!-- docs: … — reason -->``:
+A ``console`` block has ``$ command`` lines, each followed by lines of what it prints; a ``bash`` block is one script.
+What a reader cannot see stands in an HTML comment before the block, ``<!-- docs: … — reason -->``:
 
     file NAME           the block is that file, not a command
     background URL      the command goes on running; it is ready when URL answers

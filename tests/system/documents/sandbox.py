@@ -1,4 +1,4 @@
-"""A machine for documents: a folder, a simulated box of GPUs, the `rotator` command, and stand-ins for what is no test's."""
+"""A machine for documents: a folder, a simulated box of GPUs, the `rotator` command, and stand-ins for the rest."""
 
 import contextlib
 import os
@@ -10,16 +10,21 @@ import time
 import urllib.error
 import urllib.request
 import venv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from allocator.box import SimulatedBox
+from tests.nomad_double import NomadDouble
 from tests.system.documents import warm
 from tests.system.documents.blocks import Block, Command, blocks
 from tests.system.service.rig import GIB, _environment, _pids, free_port
 
 ROOT = Path(__file__).parents[3]
 _SOON_S = 40.0
+
+NOMAD_TOKEN = "a-token-of-the-test"
+_EXPORT = re.compile(r"^export (\w+)=")
 
 # Programs of a machine. Each says what it would have done; a block that uses one says so in the document's source.
 STAND_INS = {
@@ -30,7 +35,8 @@ os.environ.update({env!r})
 from rotator.demo.engine import main
 given = dict(word.split("=", 1) for word in sys.argv[2:] if "=" in word)
 given |= {{a: b for a, b in zip(sys.argv, sys.argv[1:]) if a in ("--served-model-name", "--port")}}
-sys.exit(main(["--name", given["--served-model-name"], "--port", given["--port"], "--weights-gib", "8", "--kv-gib", "4"]))
+name, port = given["--served-model-name"], given["--port"]
+sys.exit(main(["--name", name, "--port", port, "--weights-gib", "8", "--kv-gib", "4"]))
 """,
     # A download: a model's folder, as small as one can be.
     "hf": """#!{python} -SIE
@@ -48,6 +54,15 @@ echo "Successfully installed rotator-0.1.0"
     "nvidia-smi": """#!/bin/sh
 echo "GPU 0: {gpu} (UUID: {uuid})"
 """,
+    # Nomad's own tool, as far as the guide needs it.
+    "nomad": """#!/bin/bash
+case "$1 $2 $3" in
+  "acl policy apply") echo "Successfully wrote policy!" ;;
+  "acl token create") echo '{{"SecretID": "{token}"}}' ;;
+  "job stop "*) curl -sf -X DELETE -H "x-nomad-token: {token}" "$NOMAD_ADDR/v1/job/$3?namespace=default" > /dev/null ;;
+  *) exit 2 ;;
+esac
+""",
     # A box's init: it starts and stops the one service, and waits as systemd does for Type=notify.
     "systemctl": """#!/bin/bash
 cd {home}
@@ -61,8 +76,8 @@ case "$1" in stop) stop ;; start) start ;; restart) stop; start ;; *) exit 2 ;; 
 
 
 class Sandbox:
-    """``replaced`` maps what documents say to what is so here, in commands and files (a port that is free, a GPU's UUID);
-    what commands print is read with the opposite."""
+    """``replaced`` maps what documents say to what is so here, in commands and files: a port that is free, a folder, a
+    GPU's UUID. What commands print is read with the opposite."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -71,7 +86,7 @@ class Sandbox:
         self.box = SimulatedBox.create(folder / "box", devices=1, memory_bytes=20 * GIB, copy_gib_s=0)
         self.port = free_port()
         self.replaced: dict[str, str] = {"8400": str(self.port)}
-        self.environ: dict[str, str] = {}
+        self._exported: dict[str, str] = {}
         self._background: list[subprocess.Popen[bytes]] = []
         self._write_programs()
         self._warm = self._start_warm()
@@ -82,7 +97,7 @@ class Sandbox:
         for name, text in STAND_INS.items():
             self._program(
                 name, text, gpu=self.box.name, uuid=self.box.uuids[0], home=self.home,
-                url=f"http://127.0.0.1:{self.port}", env=self.box.env(),
+                url=f"http://127.0.0.1:{self.port}", env=self.box.env(), token=NOMAD_TOKEN,
             )  # fmt: skip
         (self.folder / "always" / "python").parent.mkdir(exist_ok=True)
         (self.folder / "always" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
@@ -107,6 +122,24 @@ class Sandbox:
         venv.create(place, with_pip=False)
         self.replaced[prefix] = str(place)
 
+    def on_nomad(self, nomad: NomadDouble) -> None:
+        """Let Nomad's tasks run here: an engine's container is a stub, the service's is the real command."""
+        self.replaced["4646"] = nomad.address.rpartition(":")[2]
+        for folder in ("/etc/rotator", "/var/lib/rotator", "/srv"):
+            self.replaced[folder] = str(self.folder / "root") + folder
+        self.replaced["GPU-44444444-4444-4444-8444-444444444444"] = self.box.uuids[0]
+        self.replaced["awake_gib: 76, residue_gib: 2, host_gib: 26"] = "awake_gib: 13, residue_gib: 2, host_gib: 1"
+        self.replaced |= {port: str(free_port()) for port in ("8505", "8506")}
+
+        def argv(job: Mapping[str, Any], task: Mapping[str, Any]) -> list[str] | None:
+            if task["Name"] == "vllm":
+                return [str(self.folder / "vllm" / "vllm"), *map(str, task["Config"]["args"])]
+            if task["Name"] == "rotator":
+                return [str(self.folder / "always" / "rotator"), *map(self._here, task["Config"]["args"])]
+            return None
+
+        nomad.cluster.argv = argv
+
     # -- documents ---------------------------------------------------------------------------------------------------
 
     def follow(self, document: Path) -> int:
@@ -117,7 +150,7 @@ class Sandbox:
         if block.marks.not_run:
             return 0
         if block.marks.file:
-            path = self.home / block.marks.file
+            path = self.home / self._here(block.marks.file)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(self._here(block.text) + "\n")
             return 0
@@ -131,10 +164,13 @@ class Sandbox:
 
     def _run(self, command: Command, block: Block) -> None:
         script = "set -euo pipefail\n" + self._here(command.text)
+        exported = _EXPORT.match(command.text)
+        if exported:  # a reader's shell would keep it
+            script += f'\nprintf %s "${exported[1]}"'
         done = subprocess.run(
             ["bash", "-c", script],
             cwd=self.home,
-            env=self._environment(block),
+            env=self.environment(block.marks.stand_ins),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -146,6 +182,8 @@ class Sandbox:
         where = f"{command.place}: $ {command.text}\n{said}"
         print(where)
         assert done.returncode == command.exit_code, f"exit code {done.returncode}, not {command.exit_code}\n{where}"
+        if exported:
+            self._exported[exported[1]] = done.stdout
         missing = first_missing(command.shown, said)
         assert missing is None, f"it does not print (in this order): {missing}\n{where}"
 
@@ -154,7 +192,7 @@ class Sandbox:
             process = subprocess.Popen(
                 ["bash", "-c", "exec " + self._here(command.text)],
                 cwd=self.home,
-                env=self._environment(block),
+                env=self.environment(block.marks.stand_ins),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -164,8 +202,8 @@ class Sandbox:
         url = self._here(block.marks.background)
         _until(lambda: _answers(url), f"{block.place}: {url}", process, self.home / "service.log")
 
-    def _environment(self, block: Block) -> Mapping[str, str]:
-        folders = [self.folder / name for name in ("always", *block.marks.stand_ins)]
+    def environment(self, stand_ins: Sequence[str] = ()) -> Mapping[str, str]:
+        folders = [self.folder / name for name in ("always", *stand_ins)]
         own = {
             "HOME": str(self.home),
             "PATH": ":".join([*map(str, folders), "/usr/bin", "/bin"]),
@@ -174,7 +212,7 @@ class Sandbox:
             "PYTHONPATH": str(ROOT),
             "LANG": "C.UTF-8",
         }
-        return {**own, **self.box.env(), **self.box.nvml_env(), **self.environ}
+        return {**own, **self.box.env(), **self.box.nvml_env(), **self._exported}
 
     def _here(self, text: str) -> str:
         for documented, real in self.replaced.items():
@@ -227,7 +265,7 @@ def _plain(text: str) -> str:
 
 
 def _answers(url: str) -> bool:
-    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 # loopback
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as answer:
         return bool(answer.status == 200)
     return False
 
