@@ -131,7 +131,7 @@ def matrix_command(
         patches = registry.chosen(registry.all_patches(), only or (), ())
         versions = [str(version) for version in index.releases(first, last)]
         if not versions:
-            raise SourceError(f"{index.url} has no release of vLLM from {first} to {last} for {arch}")
+            raise SourceError(f"{index.name} has no release of vLLM from {first} to {last} for {arch}")
         columns = matrix.run(index, patches, versions, lambda version: err.print(f"vLLM {version}", style="dim"))
     if markdown is not None:
         machine = f"Linux {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"

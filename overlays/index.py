@@ -52,6 +52,7 @@ class Index:
         if architecture not in ARCHITECTURES:
             raise SourceError(f"there are no wheels for {architecture!r}, only for {' and '.join(ARCHITECTURES)}")
         self.url = url or pip_index()
+        self.name = _plain(self.url)
         self._cache = cache or cache_folder()
         self._architecture = architecture
         self._session = _Session()
@@ -74,7 +75,7 @@ class Index:
         except (KeyError, InvalidVersion):
             there = ", ".join(str(v) for v in sorted(self._listed())[-8:])
             raise SourceError(
-                f"{self.url} has no wheel of vLLM {version!r} for {self._architecture}; newest: {there}"
+                f"{self.name} has no wheel of vLLM {version!r} for {self._architecture}; newest: {there}"
             ) from None
         return CachedWheel(package, self._session, self._cache)
 
@@ -84,7 +85,7 @@ class Index:
                 with PyPISimple(self.url, session=self._session) as client:
                     page = client.get_project_page("vllm", timeout=TIMEOUT_S)
             except Exception as error:  # the client lets through whatever its parsers and requests raise
-                raise SourceError(f"cannot list vLLM on {_plain(self.url)}: {error}") from None
+                raise SourceError(f"cannot list vLLM on {self.name}: {_plain(str(error))}") from None
             self._wheels = _best(page.packages, self._architecture)
         return self._wheels
 
@@ -174,7 +175,7 @@ class CachedWheel:
                     f"the server of {self.name} answers no range requests: download the wheel and name it with --wheel"
                 ) from None
             except (RemoteIOError, requests.RequestException, OSError, ValueError) as error:
-                raise SourceError(f"cannot read {self.name} from the index: {error}") from None
+                raise SourceError(f"cannot read {self.name} from the index: {_plain(str(error))}") from None
         return self._archive
 
 
@@ -189,6 +190,6 @@ def _keep(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _plain(url: str) -> str:
-    """An address without the name and password that it may hold."""
-    return re.sub(r"//[^/@]+@", "//", url)
+def _plain(text: str) -> str:
+    """Addresses in it without the names and passwords that they may hold."""
+    return re.sub(r"//[^/@\s]+@", "//", text)

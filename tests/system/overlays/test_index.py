@@ -178,6 +178,15 @@ def test_a_release_that_is_not_there_is_told_with_those_that_are(url: str, tmp_p
         index.open("0.21.0")
 
 
+@pytest.mark.parametrize("path", ["/simple", "/none"])
+def test_an_index_that_says_no_is_told_without_its_password(url: str, tmp_path: Path, path: str) -> None:
+    url = url.replace("http://", "http://somebody:secret@").replace("/simple", path)
+    with Index(url, tmp_path) as index, pytest.raises(SourceError) as raised:
+        index.open("0.21.0")
+    assert path in str(raised.value)
+    assert "secret" not in str(raised.value)
+
+
 def test_an_index_that_does_not_answer_is_told_without_its_password(tmp_path: Path) -> None:
     with (
         Index("http://somebody:secret@127.0.0.1:1/simple", tmp_path) as index,
