@@ -4,6 +4,7 @@ Xids come through one event set a GPU, emptied at each call: the driver keeps wh
 of its own here, apart from that of its readings: a report that hangs holds up no reading.
 """
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -45,7 +46,7 @@ class NvmlReports:
             return self._report(gpu)
         except Exception as e:
             self._handles.pop(gpu, None)  # one that was lost and came back has another handle, and no events of ours
-            self._events.pop(gpu, None)
+            self._free(self._events.pop(gpu, None))
             if isinstance(e, nvml.NVMLError_GpuIsLost):
                 return GpuHealth(gpu, lost=f"NVML says: {e}")
             if isinstance(e, nvml.NVMLError_ResetRequired):
@@ -86,8 +87,18 @@ class NvmlReports:
     def _register(self, handle: Any) -> Any:
         nvml = self._nvml
         events = nvml.nvmlEventSetCreate()
-        nvml.nvmlDeviceRegisterEvents(handle, nvml.nvmlEventTypeXidCriticalError, events)
+        try:
+            nvml.nvmlDeviceRegisterEvents(handle, nvml.nvmlEventTypeXidCriticalError, events)
+        except Exception:
+            self._free(events)
+            raise
         return events
+
+    def _free(self, events: Any) -> None:
+        """A GPU that stays lost would leave one behind at each look."""
+        if events is not None:
+            with contextlib.suppress(self._nvml.NVMLError):
+                self._nvml.nvmlEventSetFree(events)
 
     def _xids(self, gpu: GpuId) -> tuple[int, ...]:
         events, nvml = self._events[gpu], self._nvml

@@ -102,6 +102,8 @@ class ReportingNvml(FakeNvml):
         self.xids: list[int] | None = []
         self.ecc: int | None = 0
         self.rows: tuple[int, int, int, int] | None = (0, 0, 0, 0)
+        self.event_sets = 0  # made and not freed
+        self.registers = True
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith(("NVML_", "nvmlEventType")):
@@ -115,9 +117,16 @@ class ReportingNvml(FakeNvml):
         return value
 
     def nvmlEventSetCreate(self) -> object:  # noqa: N802 - NVML's names, here and below
-        return self._told(self.xids)
+        told = self._told(self.xids)
+        self.event_sets += 1
+        return told
 
-    def nvmlDeviceRegisterEvents(self, gpu: FakeGpu, types: int, events: object) -> None: ...  # noqa: N802
+    def nvmlEventSetFree(self, events: object) -> None:  # noqa: N802
+        self.event_sets -= 1
+
+    def nvmlDeviceRegisterEvents(self, gpu: FakeGpu, types: int, events: object) -> None:  # noqa: N802
+        if not self.registers:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
 
     def nvmlEventSetWait_v2(self, events: list[int], timeout_ms: int) -> Any:  # noqa: N802
         if not events:
@@ -160,3 +169,16 @@ async def test_what_a_driver_does_not_tell_is_left_out() -> None:
     nvml = ReportingNvml(FakeGpu("GPU-a"))
     nvml.xids = nvml.ecc = nvml.rows = None
     assert await NvmlReports(nvml).health("GPU-a", deadline_s=5) == GpuHealth("GPU-a")
+
+
+async def test_a_gpu_that_stays_lost_costs_no_event_set_a_look() -> None:
+    gpu = FakeGpu("GPU-a")
+    nvml = ReportingNvml(gpu)
+    reports = NvmlReports(nvml)
+    gpu.memory_fails = pynvml.NVML_ERROR_GPU_IS_LOST
+    for _ in range(5):
+        assert (await reports.health("GPU-a", deadline_s=5)).lost
+    assert nvml.event_sets == 0
+    gpu.memory_fails, nvml.registers = None, False
+    assert (await reports.health("GPU-a", deadline_s=5)).lost == ""
+    assert nvml.event_sets == 0, "a driver that registers none keeps none"
