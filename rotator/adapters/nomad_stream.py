@@ -89,7 +89,10 @@ def _told(line: bytes, index: int) -> Told:
     if not isinstance(said, dict):
         raise LauncherAway("Nomad's event stream sent what is no event: is nomad.address right?")
     events = said.get("Events") or ()
-    return Told(int(said.get("Index") or index), frozenset(job for event in events for job in _jobs(event)))
+    try:
+        return Told(int(said.get("Index") or index), frozenset(job for event in events for job in _jobs(event)))
+    except (ValueError, TypeError, AttributeError):
+        raise LauncherAway("Nomad's event stream sent what is no event of a kind that we know") from None
 
 
 def _jobs(event: dict[str, Any]) -> Iterable[str]:

@@ -3,12 +3,14 @@ last 100 events, so after every connection, break and pause each job is looked a
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 
 from rotator.adapters.nomad_access import NomadAccess
 from rotator.adapters.nomad_stream import Told, follow
 from rotator.ports import LaunchError
 
+_log = logging.getLogger(__name__)
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MAX_S = 15.0
 SETTLE_S = 0.05  # one deed makes several events: they cost one look
@@ -98,6 +100,9 @@ class NomadWatch:
                         first, pause_s = False, BACKOFF_FIRST_S
             except LaunchError as e:
                 self._broken(e)
+            except Exception as e:  # without a stream engines' ends are seen late: another is opened, whatever it was
+                _log.exception("Nomad's event stream")
+                self._broken(LaunchError(f"Nomad's event stream broke: {e!r}"))
             self._tell(jobs)
             self._hurry.clear()
             with contextlib.suppress(TimeoutError):

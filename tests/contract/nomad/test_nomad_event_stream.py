@@ -103,6 +103,9 @@ async def test_lines_that_come_together_are_told_one_by_one(server: Rig) -> None
     [
         (HEAD + b"{}\nnot JSON\n", "sent what is no JSON"),
         (HEAD + b"{}\n[1]\n", "sent what is no event"),
+        (HEAD + b'{"Index": "soon"}\n', "sent what is no event"),
+        (HEAD + b'{"Index": 7, "Events": [1]}\n', "sent what is no event"),
+        (HEAD + b'{"Index": 7, "Events": [{"Key": "a", "FilterKeys": 3}]}\n', "sent what is no event"),
         (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 17\r\n\r\nPermission denied", "403 Permission denied"),
         (b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 17\r\n\r\nNo cluster leader", "500 No cluster leader"),
     ],

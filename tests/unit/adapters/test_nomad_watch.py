@@ -35,7 +35,10 @@ class FakeStream:
         self._lines.put_nowait(Told(index, frozenset(jobs)))
 
     def cut(self) -> None:
-        self._lines.put_nowait(LauncherAway("Nomad's event stream ended"))
+        self.fail(LauncherAway("Nomad's event stream ended"))
+
+    def fail(self, error: Exception) -> None:
+        self._lines.put_nowait(error)
 
 
 def make_watch(stream: FakeStream) -> tuple[NomadWatch, list[LaunchError | None]]:
@@ -137,6 +140,22 @@ def test_nobody_following_means_no_connection() -> None:
 
 
 # -- notes -----------------------------------------------------------------------------------------------------------
+
+
+def test_whatever_breaks_a_stream_another_is_opened() -> None:
+    async def story() -> None:
+        stream = FakeStream()
+        watch, said = make_watch(stream)
+        with watch.following("a") as follower:
+            assert await follower.changed(within_s=1)
+            stream.fail(RuntimeError("as nobody expected"))
+            assert await follower.changed(within_s=1)
+            await asyncio.sleep(BACKOFF_MAX_S)
+            assert len(stream.connections) == 2
+            assert "as nobody expected" in str(said[1])
+        await watch.close()
+
+    run(story())
 
 
 def told(*words: Any) -> tuple[Notes, list[LauncherNews]]:
