@@ -110,6 +110,7 @@ class Gateway:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         x = Exchange(scope, receive, send, plain_dialect(raw_path_of(scope)), self._bodies)
+        about = ABOUT.set(x)
         try:
             await self._answer(x, scope, send)
         except ApiError as e:
@@ -127,6 +128,7 @@ class Gateway:
             _log.exception("a request failed in the gateway")
             await x.fail(server_error(500, "the gateway failed on this request: its log says why", "internal_error"))
         finally:
+            ABOUT.reset(about)  # else the task would keep what keeps the task
             x.watch.stop()
             x.forget_body()
             if x.trace is not None:
@@ -140,7 +142,6 @@ class Gateway:
             raise _no_route(x.method, scope["path"], route)
         x.route, x.dialect = route, route.dialect
         x.head = Head(scope["headers"], scope["query_string"])
-        ABOUT.set(x)
         if self._identify is not None:
             x.client = self._identify(_credentials(scope))
         if route.kind is Kind.INFER:

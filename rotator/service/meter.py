@@ -47,11 +47,10 @@ class Meter:
         """The answer is over, whole or not."""
         if not self._last:
             return
-        usage = tokens_of(self._before[-TAIL_BYTES:] + self._last[-TAIL_BYTES:])
         if self._events:
-            self._end_of_stream(usage)
-        elif usage is not None:
-            self._metrics.answered(self._ticket.model, *usage)
+            self._end_of_stream(tokens_of(self._before[-TAIL_BYTES:] + self._last[-TAIL_BYTES:]))
+        elif (usage := tokens_of(self._last)) is not None:
+            self._metrics.answered(self._ticket.model, usage[0], usage[1])
 
     def _end_of_stream(self, usage: tuple[int, int] | None) -> None:
         ticket = self._ticket
@@ -67,7 +66,7 @@ class Meter:
 
 def tokens_of(tail: bytes) -> tuple[int, int] | None:
     """Prompt and completion tokens by the last usage in the bytes; None where it tells neither."""
-    at = tail.rfind(_USAGE)
+    at = tail.rfind(_USAGE, max(0, len(tail) - 2 * TAIL_BYTES))
     if at < 0:
         return None
     prompt, completion = _PROMPT.search(tail, at), _COMPLETION.search(tail, at)

@@ -15,14 +15,11 @@ MODELS_MAX = 4096  # as many names as are told apart; a name is only counted aft
 class _Model:
     """One model's own children of the families: a request pays no look-up by labels."""
 
-    __slots__ = ("completion", "estimated", "first", "outcomes", "per_token", "prompt", "wait")
+    __slots__ = ("first", "outcomes", "per_token", "wait")
 
     def __init__(self, metrics: "Metrics", model: str) -> None:
         self.outcomes = {o: metrics.requests.labels(model, o).inc for o in ("ok", "failed", "client_left")}
         self.wait = metrics.waits.labels(model).observe
-        self.prompt = metrics.prompt_tokens.labels(model).inc
-        self.completion = metrics.completion_tokens.labels(model).inc
-        self.estimated = metrics.estimated.labels(model).inc
         self.first = metrics.first_token.labels(model).observe
         self.per_token = metrics.per_token.labels(model).observe
 
@@ -35,9 +32,8 @@ class Metrics:
         ProcessCollector(registry=registry)
         self.requests = counter("rotator_requests_total", registry)
         self.waits = histogram("rotator_wait_seconds", registry)
-        self.prompt_tokens = counter("rotator_prompt_tokens_total", registry)
-        self.completion_tokens = counter("rotator_completion_tokens_total", registry)
-        self.estimated = counter("rotator_estimated_answers_total", registry)
+        self.tokens: dict[str, list[int]] = {}  # by model: of prompts, completions; answers that were estimated
+        registry.register(_Tokens(self.tokens))
         self.first_token = histogram("rotator_time_to_first_token_seconds", registry)
         self.per_token = histogram("rotator_time_per_output_token_seconds", registry)
         self._fallbacks = counter("rotator_fallbacks_total", registry)
@@ -71,17 +67,16 @@ class Metrics:
         per_token_s: float | None = None,
     ) -> None:
         """What an answer told of its tokens; seconds only of streams."""
-        mine = self._of(model)
-        if prompt:
-            mine.prompt(prompt)
-        if completion:
-            mine.completion(completion)
-        if estimated:
-            mine.estimated()
+        tokens = self.tokens.get(model)
+        if tokens is None:
+            tokens = self.tokens[model] = [0, 0, 0]
+        tokens[0] += prompt
+        tokens[1] += completion
+        tokens[2] += estimated
         if first_s is not None:
-            mine.first(first_s)
+            self._of(model).first(first_s)
         if per_token_s is not None:
-            mine.per_token(per_token_s)
+            self._of(model).per_token(per_token_s)
 
     def fell_back(self, model: str, to: str) -> None:
         self._fallbacks.labels(model, to).inc()
@@ -120,6 +115,22 @@ class Metrics:
     def watch_spans(self, counts: Callable[[], Mapping[str, int]]) -> None:
         """Show what became of the spans of traces, by result."""
         self.registry.register(_SpanCounts(counts))
+
+
+class _Tokens(Collector):
+    """Plain numbers: every answer adds to them, and only the loop's thread does."""
+
+    _NAMES = ("rotator_prompt_tokens_total", "rotator_completion_tokens_total", "rotator_estimated_answers_total")
+
+    def __init__(self, tokens: Mapping[str, list[int]]) -> None:
+        self._tokens = tokens
+
+    def collect(self) -> Iterable[Metric]:
+        families = Families(self._NAMES)
+        for model, counts in self._tokens.items():
+            for name, count in zip(self._NAMES, counts, strict=True):
+                families.add(name, count, model)
+        return families.all()
 
 
 class _SpanCounts(Collector):
