@@ -16,7 +16,7 @@ is idle may go down the ladder. Three rules make that safe and fair:
 from collections.abc import Sequence
 
 from rotator.core import calendar, reasons
-from rotator.core.admission import Planning, Wish
+from rotator.core.admission import Planning
 from rotator.core.eviction import Option, stop_option
 from rotator.core.hostram import HostBytes, clipped, fits, left_for
 from rotator.core.ladder import descents
@@ -36,6 +36,7 @@ from rotator.core.values import (
     Snapshot,
     State,
 )
+from rotator.core.yielding import Wish
 
 
 def plan(snapshot: Snapshot) -> Plan:
