@@ -20,8 +20,21 @@ from tests.system.service.rig import Rig, engine, eventually, free_port
 NAMES = ("a", "b", "c")
 ON_NOMAD = ("a", "c")
 FORGETFUL = {"forget_at": 8}
-QUICK = ("--recall", "8", "--recall-words", "300", "--cycles", "1", "--samples", "1", "--tolerance", "5", "--yes")
-QUICK += ("--away", "60")  # no thread outlives a test that failed
+QUICK = (
+    "--recall",
+    "8",
+    "--recall-words",
+    "300",
+    "--cycles",
+    "1",
+    "--samples",
+    "1",
+    "--tolerance",
+    "5",
+    "--yes",
+    "--away",
+    "60",
+)
 _STUB = ("--prefill-tokens-per-s", "400", "--tokens-per-s", "1000")
 
 

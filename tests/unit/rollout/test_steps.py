@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from rotator.rollout.ports import Away
 from rotator.rollout.run import drive, note_wish
-from rotator.rollout.steps import End, Part, Result, Step, Verdict, Way, facts_of, forward, next_move, switched
+from rotator.rollout.steps import End, Move, Part, Result, Step, Verdict, Way, facts_of, forward, next_move, switched
 from tests.unit.rollout.world import NEW, OLD, Died, Fleet, again, rollout_of
 
 NAMES = ("a", "b", "c")
@@ -80,7 +80,7 @@ def test_any_prefix_of_a_log_leads_to_the_step_that_came_then(
     log = world.kept.log
     prefix = log[: min(at, len(log) - 1)]
     then = log[len(prefix)]
-    assert next_move(parts, prefix) == type(next_move(parts, prefix))(then.engine, then.way, then.step)
+    assert next_move(parts, prefix) == Move(then.engine, then.way, then.step)
 
 
 def test_a_step_that_was_begun_and_has_no_end_is_begun_again() -> None:
