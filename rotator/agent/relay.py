@@ -26,6 +26,7 @@ Header = tuple[bytes, bytes]
 
 PREFIX = b"/engines/"
 MESSAGE_BYTES_MAX = 16 << 20
+SOCKET_OPENS_S = 30.0  # one that stands still accepts connections all the same: its kernel does
 _HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
 )
@@ -154,11 +155,13 @@ class Relay:
             self._session = aiohttp.ClientSession(timeout=timeout)
         protocols = tuple(scope.get("subprotocols", ()))
         try:
-            there = await self._session.ws_connect(
-                url, headers=headers, protocols=protocols, max_msg_size=MESSAGE_BYTES_MAX
-            )
+            async with asyncio.timeout(SOCKET_OPENS_S):
+                there = await self._session.ws_connect(
+                    url, headers=headers, protocols=protocols, max_msg_size=MESSAGE_BYTES_MAX
+                )
         except (aiohttp.ClientError, OSError) as e:
-            await refuse(send, 503, f"no connection to it: {e}", "unsent", is_socket=True)
+            why = str(e) or f"it did not answer within {SOCKET_OPENS_S:g} s"
+            await refuse(send, 503, f"no connection to it: {why}", "unsent", is_socket=True)
             return
         await send({"type": "websocket.accept", "subprotocol": there.protocol})
         ways = [asyncio.ensure_future(_inwards(receive, there)), asyncio.ensure_future(_outwards(there, send))]

@@ -10,6 +10,8 @@ from aiohttp import web
 
 from rotator.adapters.agents import Agents
 from rotator.adapters.vllm import VllmControl
+from rotator.agent import relay as relay_module
+from rotator.agent.engines import Engines
 from rotator.agent.run import listen
 from rotator.ports import EngineUnreachable
 from rotator.ports_nodes import TOKEN_HEADER
@@ -173,3 +175,25 @@ async def test_a_socket_is_carried_both_ways_until_one_side_closes_it(agents: Ag
             assert here.close_code == 4000
         with pytest.raises(aiohttp.WSServerHandshakeError):
             await session.ws_connect(f"{url}/v1/realtime", ssl=tls)
+
+
+async def test_a_socket_to_an_engine_that_stands_still_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "SOCKET_OPENS_S", 0.1)
+    silent = await asyncio.start_server(lambda *_: asyncio.sleep(0), "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    relay = relay_module.Relay(Engines({"m": port}), bytes_max=1, requests_max=1, connect_s=1)
+    scope = {"type": "websocket", "raw_path": b"/engines/m/v1/realtime", "query_string": b"", "headers": []}
+    sent: list[relay_module.Message] = []
+
+    async def receive() -> relay_module.Message:
+        return {"type": "websocket.connect"}
+
+    async def send(message: relay_module.Message) -> None:
+        sent.append(message)
+
+    async with asyncio.timeout(SOON_S):
+        for _ in range(2):  # the first leaves room for the second
+            await relay.serve(scope, receive, send)
+    assert [m["status"] for m in sent if "status" in m] == [503, 503]
+    await relay.close()
+    silent.close()
