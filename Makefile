@@ -76,6 +76,7 @@ docs: $(VENV)/.ready-to-test
 	$(BIN)/rotator schema --markdown > docs/configuration.md
 	$(BIN)/rotator schema --commands > docs/cli.md
 	$(BIN)/rotator schema --metrics > docs/metrics.md
+	$(BIN)/rotator schema --rest > docs/rest.md
 	$(BIN)/rotator jobs schema recipe > docs/recipe.schema.json
 	$(BIN)/rotator jobs schema site > docs/site.schema.json
 	$(BIN)/rotator jobs schema --markdown > docs/jobs-keys.md
@@ -90,7 +91,7 @@ fuzz: $(VENV)/.ready-to-test
 
 docs-current: $(VENV)/.ready-to-test
 	@for pair in "--no-markdown docs/fleet.schema.json" "--markdown docs/configuration.md" "--commands docs/cli.md" \
-	  "--metrics docs/metrics.md"; do \
+	  "--metrics docs/metrics.md" "--rest docs/rest.md"; do \
 	  set -- $$pair; \
 	  $(BIN)/rotator schema $$1 | diff -u "$$2" - || { echo "$$2 is not current: run 'make docs'" >&2; exit 1; }; \
 	done

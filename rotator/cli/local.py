@@ -62,9 +62,14 @@ def schema(
     ] = False,
     commands: Annotated[bool, typer.Option("--commands", help="the reference of the command line instead")] = False,
     metrics: Annotated[bool, typer.Option("--metrics", help="the reference of the metrics instead")] = False,
+    rest: Annotated[bool, typer.Option("--rest", help="the reference of the operators' REST instead")] = False,
 ) -> None:
     """Print the JSON Schema of the fleet file, for editors."""
-    if metrics:
+    if rest:
+        from rotator.cli import rest_docs  # imports the service, as below
+
+        typer.echo(rest_docs.markdown(), nl=False)
+    elif metrics:
         from rotator.cli import metric_docs  # imports the service: the other commands start quicker without
 
         typer.echo(metric_docs.markdown(), nl=False)
