@@ -151,9 +151,9 @@ class Actions:
         engine = move.engine
         wanted = self._wanted(rollout, move)
         state = self.service.engine(engine)["state"]
-        if state in FAILED_STATES and move.way is Way.BACK:
+        if state in FAILED_STATES:  # of the other version, or of a start while Nomad was away
             self.service.release(engine)
-        elif state not in ("stopped", *FAILED_STATES) and self._runs(engine) != wanted.spec_hash:
+        elif state != "stopped" and self._runs(engine) != wanted.spec_hash:
             self.stop(rollout, move)
         deadline_s = self.fleet.start_deadline_s(engine) + rollout.settings.step_deadline_s
         try:
