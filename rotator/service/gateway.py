@@ -16,7 +16,6 @@ import aiohttp
 
 from rotator.config import GatewayConfig
 from rotator.ports_nodes import Doors
-from rotator.ports_telemetry import ABOUT
 from rotator.service.bodies import Bodies
 from rotator.service.events import EventBus
 from rotator.service.exchange import ClientGone, Exchange, Head, plain_dialect
@@ -110,7 +109,6 @@ class Gateway:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         x = Exchange(scope, receive, send, plain_dialect(raw_path_of(scope)), self._bodies)
-        about = ABOUT.set(x)
         try:
             await self._answer(x, scope, send)
         except ApiError as e:
@@ -125,10 +123,9 @@ class Gateway:
             if x.watch.reason is not None:
                 await x.fail(refusal(Cut(x.watch.reason)))
         except Exception:
-            _log.exception("a request failed in the gateway")
+            _log.exception("a request failed in the gateway", extra=x.log_fields())
             await x.fail(server_error(500, "the gateway failed on this request: its log says why", "internal_error"))
         finally:
-            ABOUT.reset(about)  # else the task would keep what keeps the task
             x.watch.stop()
             x.forget_body()
             if x.trace is not None:

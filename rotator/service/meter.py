@@ -7,6 +7,7 @@ inside a JSON string the quotes around the word are escaped.
 
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 
 from rotator.service.metrics import Metrics
 from rotator.service.traffic import Ticket
@@ -19,14 +20,25 @@ _EVENT = b"\n\n"
 _DONE = b"[DONE]\n\n"
 
 
+class Metered(NamedTuple):
+    """Whose answer it is, and who counts."""
+
+    metrics: Metrics
+    ticket: Ticket
+
+    def whole(self, body: bytes) -> None:
+        """An answer that came in one piece."""
+        if (usage := tokens_of(body)) is not None:
+            self.metrics.answered(self.ticket.model, usage[0], usage[1])
+
+
 class Meter:
-    """Of one answer. ``clock`` is the loop's."""
+    """Of one stream. ``clock`` is the loop's."""
 
-    __slots__ = ("_before", "_clock", "_events", "_first_s", "_last", "_metrics", "_ticket")
+    __slots__ = ("_before", "_clock", "_events", "_first_s", "_last", "_metered")
 
-    def __init__(self, metrics: Metrics, ticket: Ticket, clock: Callable[[], float]) -> None:
-        self._metrics = metrics
-        self._ticket = ticket
+    def __init__(self, metered: Metered, clock: Callable[[], float]) -> None:
+        self._metered = metered
         self._clock = clock
         self._events = 0
         self._first_s = 0.0
@@ -39,27 +51,18 @@ class Meter:
         self._events += data.count(_EVENT) or 1
         self._before, self._last = self._last, data
 
-    def body(self, data: bytes) -> None:
-        """An answer that came whole."""
-        self._last = data
-
     def end(self) -> None:
-        """The answer is over, whole or not."""
-        if not self._last:
+        """The stream is over, whole or not."""
+        if not self._events:
             return
-        if self._events:
-            self._end_of_stream(tokens_of(self._before[-TAIL_BYTES:] + self._last[-TAIL_BYTES:]))
-        elif (usage := tokens_of(self._last)) is not None:
-            self._metrics.answered(self._ticket.model, usage[0], usage[1])
-
-    def _end_of_stream(self, usage: tuple[int, int] | None) -> None:
-        ticket = self._ticket
+        metrics, ticket = self._metered
+        usage = tokens_of(self._before[-TAIL_BYTES:] + self._last[-TAIL_BYTES:])
         told = self._events - self._last.endswith(_DONE)
         prompt, completion = usage if usage is not None else (0, told)
         first_s = self._first_s - ticket.entered_s + ticket.waited_s
         lasted_s = self._clock() - self._first_s - ticket.stalled_s
         per_token_s = max(0.0, lasted_s) / (completion - 1) if completion > 1 else None
-        self._metrics.answered(
+        metrics.answered(
             ticket.model, prompt, completion, estimated=usage is None, first_s=first_s, per_token_s=per_token_s
         )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from rotator.service.channel import EngineAnswer, Lost
 from rotator.service.events import EventBus
 from rotator.service.exchange import Exchange
-from rotator.service.meter import Meter
+from rotator.service.meter import Metered
 from rotator.service.metrics import Metrics
 from rotator.service.pool import Unreachable
 from rotator.service.relay import Relay
@@ -48,12 +48,11 @@ class Proxy:
         x.watch.listen_soon()
         ticket.on_cut(x.watch.cut)
         outcome, answer, head = "failed", None, x.head
-        meter = Meter(self._metrics, ticket, x.watch.clock) if x.route.kind is Kind.INFER else None
         try:
             if x.trace is not None:
                 head.forward = x.trace.sends(target.engine, ticket.model, x.id, head.forward)
             answer = await self._upstream.open(x.method, target.url, x.route.path, head.query, head.forward, body)
-            outcome = await self._relay(x, answer, target, ticket, meter).run()
+            outcome = await self._relay(x, answer, target, ticket).run()
         except Unreachable as e:
             self._alarm(target, str(e))
             raise EngineUnavailable(f"'{target.engine}' cannot be reached: {e}", ALARM_EVERY_S) from None
@@ -63,8 +62,6 @@ class Proxy:
         finally:
             if answer is not None:
                 answer.close()
-            if meter is not None:
-                meter.end()
             outcome = "aborted" if ticket.cut else "client_left" if x.watch.left else outcome
             if x.trace is not None:
                 x.trace.answered(outcome)
@@ -84,13 +81,14 @@ class Proxy:
             if answer is not None:
                 answer.close()
 
-    def _relay(self, x: Exchange, answer: EngineAnswer, target: Target, ticket: Ticket, meter: Meter | None) -> Relay:
+    def _relay(self, x: Exchange, answer: EngineAnswer, target: Target, ticket: Ticket) -> Relay:
         learn = None
         if x.dialect is Dialect.RESPONSES and x.method == "POST":
             learn = lambda ident: self._learn(ident, target)  # noqa: E731 # a closure, only on this route
         name = target.requested if target.requested != target.served_model else None
         tags = x.tags(target.engine, ticket)
-        return Relay(x, answer, ticket, tags, name=name, keepalive_s=self.keepalive_s, learn=learn, meter=meter)
+        metered = Metered(self._metrics, ticket) if answer.status == 200 and x.route.kind is Kind.INFER else None
+        return Relay(x, answer, ticket, tags, name=name, keepalive_s=self.keepalive_s, learn=learn, metered=metered)
 
     def _alarm(self, target: Target, reason: str) -> None:
         now_s = asyncio.get_running_loop().time()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from rotator.service.channel import Answer
 from rotator.service.exchange import Exchange, answer_headers
-from rotator.service.meter import Meter
+from rotator.service.meter import Meter, Metered
 from rotator.service.responses import Header, comment, foreign_error_event
 from rotator.service.rewrite import Events, rename_json
 from rotator.service.watch import Flow, Stall
@@ -22,9 +22,9 @@ _ID = re.compile(rb'"id"\s*:\s*"([A-Za-z0-9_-]{1,256})"')
 
 class Relay:
     """``name`` replaces the model's name in the answer; None leaves every byte. ``learn`` hears the answer's id.
-    ``meter`` sees what a model's answer says of its tokens."""
+    ``metered`` is who counts the tokens of a model's answer."""
 
-    __slots__ = ("_answer", "_flow", "_keepalive_s", "_learn", "_meter", "_name", "_tags", "_x")
+    __slots__ = ("_answer", "_flow", "_keepalive_s", "_learn", "_metered", "_name", "_tags", "_x")
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Relay:
         name: str | None,
         keepalive_s: float,
         learn: Callable[[str], None] | None = None,
-        meter: Meter | None = None,
+        metered: Metered | None = None,
     ) -> None:
         self._x = x
         self._answer = answer
@@ -45,7 +45,7 @@ class Relay:
         self._name = name
         self._keepalive_s = keepalive_s
         self._learn = learn
-        self._meter = meter if answer.status == 200 else None
+        self._metered = metered
 
     async def run(self) -> str:
         """Pass the answer on to its end; returns the request's outcome. Raises Lost and Cut."""
@@ -92,8 +92,8 @@ class Relay:
             body = await self._read_whole()
             if body is not None:
                 self._heard(body)
-                if self._meter is not None:
-                    self._meter.body(body)
+                if self._metered is not None:
+                    self._metered.whole(body)
                 if renames and self._name is not None:
                     body = rename_json(body, self._name)
                 await self._start(len(body))
@@ -131,8 +131,18 @@ class Relay:
 
     async def _pump_events(self, events: Events) -> None:
         """Whole events go down as they come. While the stream stands still, comments keep its connection alive."""
-        x, flow, read, meter = self._x, self._flow, self._answer.readany, self._meter
+        x, metered = self._x, self._metered
         x.events = events
+        if metered is None:
+            return await self._pass_events(events, None)
+        meter = Meter(metered, x.watch.clock)
+        try:
+            return await self._pass_events(events, meter)
+        finally:
+            meter.end()
+
+    async def _pass_events(self, events: Events, meter: Meter | None) -> None:
+        x, flow, read = self._x, self._flow, self._answer.readany
         told = 0  # freezes that the client was told of
         with Stall(flow, self._keepalive_s) as stall:
             while (chunk := await stall.wait(read)) != b"":

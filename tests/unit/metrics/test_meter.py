@@ -4,6 +4,7 @@ import pytest
 
 from rotator.service.gates import Gate, Limits, Ticket
 from rotator.service.meter import Meter, tokens_of
+from rotator.service.meter import Metered as Answered
 from rotator.service.metrics import Metrics
 
 
@@ -27,7 +28,8 @@ class Metered:
         self.metrics, self.clock = Metrics(), Clock()
         self.ticket = Ticket(_Owner(), Gate("glm", Limits(1, 1.0, 1)), "r1", "glm", waited_s)
         self.ticket.entered_s = self.clock.now_s
-        self.meter = Meter(self.metrics, self.ticket, self.clock)
+        self.answered = Answered(self.metrics, self.ticket)
+        self.meter = Meter(self.answered, self.clock)
 
     def stream(self, *pieces: bytes, gap_s: float = 0.5) -> None:
         for piece in pieces:
@@ -96,8 +98,7 @@ def test_time_that_a_stream_stood_still_is_not_its_engines_slowness() -> None:
 
 def test_an_answer_in_one_piece_has_tokens_and_no_times() -> None:
     metered = Metered()
-    metered.meter.body(b'{"usage":{"prompt_tokens":3,"completion_tokens":5}}')
-    metered.meter.end()
+    metered.answered.whole(b'{"usage":{"prompt_tokens":3,"completion_tokens":5}}')
     assert metered.read("completion_tokens_total") == 5
     assert metered.read("time_to_first_token_seconds_count") == 0
 
