@@ -4,8 +4,8 @@ Without keys the service trusts whoever reaches its loopback port. A browser on 
 requests that a foreign page caused are refused (``guard``): by their Host header, which a rebound DNS name gives away,
 and by Origin and Sec-Fetch-Site, which a page cannot forge.
 
-A key is 256 random bits, so one SHA-256 hides it as well as any slow hash would, and costs a request next to nothing; why
-not more: decision 0020. Digests are found by a table, so the time taken tells of none how close it came.
+A key is 256 random bits, so one SHA-256 hides it as well as any slow hash would, and costs a request next to nothing;
+why not more: decision 0020. Digests are found by a table, so the time taken tells of none how close it came.
 """
 
 import hashlib
