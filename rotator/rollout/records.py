@@ -115,14 +115,19 @@ class Records:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """The file has its former content or the new one, whenever the power goes. Raises OSError."""
+    """The file has its former content or the new one, whenever the power goes. It keeps its owner and rights; a new one
+    is its owner's alone, since fleet files may hold secrets. Raises OSError."""
     part = path.with_name(f".{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
+    part.unlink(missing_ok=True)
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     if path.exists():
-        part.chmod(path.stat().st_mode & 0o777)
+        former = path.stat()
+        if (former.st_uid, former.st_gid) != (os.geteuid(), part.stat().st_gid):
+            os.chown(part, former.st_uid, former.st_gid)
+        part.chmod(former.st_mode & 0o777)
     os.replace(part, path)
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -9,7 +9,7 @@ from rotator.config import FleetConfig, parse
 from rotator.rollout.change import changed, compose, with_site
 from rotator.rollout.judge import GIB, Speed, Version, forgets, grows, slower
 from rotator.rollout.needles import batch, judge
-from rotator.rollout.records import Records
+from rotator.rollout.records import Records, write_whole
 from rotator.rollout.steps import Entry, Part, Result, Step, Way
 from tests.unit.rollout.world import rollout_of
 
@@ -129,3 +129,13 @@ def test_a_journal_says_the_same_after_it_was_read_again(tmp_path: Path) -> None
     mine.log.append(Entry("a", Way.BACK, Step.LET_GO, Result.FAILED, 1.5, "why", {"x": [1]}))
     records.keep(mine)
     assert records.load() == mine
+    assert records.path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_that_is_written_anew_keeps_its_rights(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.yaml"
+    path.write_text("old")
+    path.chmod(0o640)
+    write_whole(path, "new")
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("new", 0o640)
+    assert [p.name for p in tmp_path.iterdir()] == ["fleet.yaml"]
