@@ -39,6 +39,7 @@ from rotator.adapters.telemetry import open_telemetry
 from rotator.adapters.vllm import VllmControl
 from rotator.adapters.webhooks import Webhooks
 from rotator.config import ConfigError, FleetConfig, load
+from rotator.config_watchdog import EvidenceConfig
 from rotator.core.lifecycle import is_live
 from rotator.core.values import Command, CommandKind
 from rotator.doctor.preflight import Preflight
@@ -221,7 +222,7 @@ class _Service:
             await ledger.close()
 
     def _senses(self, state_dir: Path) -> Senses:
-        evidence = FileEvidence(state_dir, lambda: self._config.watchdog.evidence)
+        evidence = open_evidence(self._config, state_dir, lambda: self._config.watchdog.evidence)
         return Senses(FleetReports(NvmlReports(), self._agents), FileLogWatch(state_dir), evidence)
 
     def _nomad(self, state_dir: Path) -> NomadLauncher | None:
@@ -431,8 +432,19 @@ def uvicorn_config(app: Any, config: FleetConfig, tls: ssl.SSLContext | None = N
     )
 
 
+def open_evidence(config: FleetConfig, state_dir: Path, settings: Callable[[], EvidenceConfig]) -> FileEvidence:
+    """Bundles in which what the fleet file gives engines as secrets is hidden, too."""
+    return FileEvidence(state_dir, settings, environ=_environments(config))
+
+
 def _hide_secrets(config: FleetConfig) -> Callable[[str], str]:
-    return redactor({**os.environ, **{k: v for e in config.engines for k, v in e.env.items()}})
+    return redactor(_environments(config))
+
+
+def _environments(config: FleetConfig) -> dict[str, str]:
+    """The service's and all engines', for the secrets in them: one that two engines have may differ."""
+    own = {f"{e.name} {k}": v for e in config.engines for k, v in e.env.items()}
+    return {**os.environ, **own}
 
 
 def _state_dir(config: FleetConfig) -> Path:

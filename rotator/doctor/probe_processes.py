@@ -10,11 +10,13 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from rotator.adapters.enginelog import redacted
 from rotator.adapters.proctable import Proc, parse_marks, parse_stat
 from rotator.doctor.facts import Process, ProcessFacts, ShmSegment
 
 FIRST_PID_NAMESPACE = "pid:[4026531836]"
 _COMMAND_CHARS = 200
+_READ_BYTES = 4096
 _MAPPED = re.compile(rb"/dev/shm/(\S+)")
 _NODE = re.compile(r"/dev/nvidia(\d+)$")
 SHM_MAX = 4096
@@ -84,7 +86,8 @@ def _shm_names(folder: Path, opened: list[str]) -> set[str]:
 
 def _process(folder: Path, proc: Proc, gpus: tuple[int, ...]) -> Process:
     marks = parse_marks(_bytes(folder / "environ"))
-    command = _bytes(folder / "cmdline")[:4096].replace(b"\0", b" ").decode(errors="replace").strip()
+    words = _bytes(folder / "cmdline")[:_READ_BYTES].decode(errors="replace").rstrip("\0").split("\0")
+    command = " ".join(redacted(tuple(words))).strip()
     return Process(
         proc.pid,
         proc.name,

@@ -18,6 +18,8 @@ from rotator.adapters.evidence import FileEvidence
 from rotator.adapters.evidence_store import BundleStore, Retention
 from rotator.adapters.evidence_tools import ToolFailed, run_tool
 from rotator.adapters.logwatch import WARNING, FileLogWatch
+from rotator.app import open_evidence
+from rotator.config import FleetConfig
 from rotator.config_watchdog import EvidenceConfig
 from rotator.ports_watchdog import BundleGone, Case
 
@@ -149,3 +151,14 @@ async def test_log_warnings_are_counted_once_from_the_first_look_on_over_rotatio
     log.rename(tmp_path / "m.log.1")
     log.write_bytes(line)
     assert await watch.warnings("m.log") == 3
+
+
+async def test_values_that_the_fleet_file_gives_engines_are_hidden_in_bundles(tmp_path: Path) -> None:
+    engines = [
+        {"name": name, "command": ["x"], "gpus": [0], "env": {"MY_TOKEN": f"word-of-{name}-alone"}}
+        for name in ("one", "two")
+    ]
+    fleet = FleetConfig.model_validate({"engines": engines})
+    evidence = open_evidence(fleet, tmp_path, EvidenceConfig)
+    await evidence.collect(Case("i1", texts={"a.txt": "word-of-one-alone word-of-two-alone"}), deadline_s=10)
+    assert (await packed(evidence, "i1"))["a.txt"] == b"[hidden] [hidden]"

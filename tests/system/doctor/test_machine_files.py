@@ -8,6 +8,7 @@ import pytest
 
 from rotator.doctor import Severity
 from rotator.doctor.probe_kernel import next_kernel, parse_menu, version_key
+from rotator.doctor.probe_processes import read_processes
 from tests.system.doctor.machine import FLEET, Machine
 
 
@@ -168,3 +169,10 @@ async def test_a_package_that_python_is_shown_elsewhere_is_not_missed(machine: M
     script = "#!/opt/vllm/bin/python\nfrom vllm.entrypoints.cli.main import main\n"
     machine.write("/home/me/.local/bin/vllm", script, 0o755)
     assert (await machine.examined(fleet=FLEET.replace("/opt/vllm/bin/vllm", "/home/me/.local/bin/vllm"))).is_well
+
+
+def test_a_command_line_is_told_without_its_keys(machine: Machine):
+    machine.process(4711, "vllm", command="vllm serve /models/qwen --api-key hunter2hunter2 --port 8000")
+    (process,) = [p for p in read_processes(machine.root).processes if p.pid == 4711]
+    assert "--port 8000" in process.command
+    assert "hunter2hunter2" not in process.command
