@@ -14,7 +14,8 @@ depends_on = None
 
 
 def upgrade() -> None:
-    with op.batch_alter_table("gpus") as table:
+    # In place: made anew, the table would have to be dropped while residencies refer to its rows.
+    with op.batch_alter_table("gpus", recreate="never") as table:
         table.add_column(sa.Column("node", sa.String(length=191), nullable=False, server_default=sa.text("''")))
     op.create_table(
         "nodes",
