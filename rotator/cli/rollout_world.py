@@ -44,6 +44,7 @@ class FleetFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
+        self._parsed: tuple[str, FleetConfig] | None = None
 
     def read(self) -> str:
         try:
@@ -58,11 +59,12 @@ class FleetFile:
             raise RolloutError(f"{self.path}: {e.strerror}: run this as a user who may write it") from None
 
     def parsed(self, text: str) -> FleetConfig:
-        try:
-            loaded: FleetConfig = config.parse(text, base=self.path.parent)
-        except ConfigError as e:
-            raise RolloutError("\n".join(e.problems)) from None
-        return loaded
+        if self._parsed is None or self._parsed[0] != text:
+            try:
+                self._parsed = text, config.parse(text, base=self.path.parent)
+            except ConfigError as e:
+                raise RolloutError("\n".join(e.problems)) from None
+        return self._parsed[1]
 
     def version(self, text: str, engine: str, vllm: str) -> Version:
         found = engine_of(self.parsed(text), engine)

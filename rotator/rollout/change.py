@@ -36,6 +36,11 @@ def changed(old: FleetConfig, new: FleetConfig) -> tuple[dict[str, tuple[str, ..
     return found, tuple(problems)
 
 
+def _load(text: str) -> Any:
+    # The C loader where it is there: the same values, many times faster.
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 def _fields(old: EngineConfig, new: EngineConfig) -> tuple[str, ...]:
     return tuple(f for f in EngineConfig.model_fields if getattr(old, f) != getattr(new, f))
 
@@ -46,7 +51,7 @@ def compose(present: str, target: str, engines: Collection[str]) -> str:
     Sections are exchanged in the text, so that everything else stays as it was written; where a file is written in a
     way that does not allow that (anchors across sections), the whole is written anew. All of the target's text once
     nothing of the present one is left."""
-    old, new = yaml.safe_load(present), yaml.safe_load(target)
+    old, new = _load(present), _load(target)
     sections = {e["name"]: e for e in new["engines"]}
     wanted = {**old, "engines": [sections[e["name"]] if e["name"] in engines else e for e in old["engines"]]}
     for text in (*([present] if wanted == old else []), *([target] if wanted == new else [])):
@@ -62,7 +67,7 @@ def compose(present: str, target: str, engines: Collection[str]) -> str:
 
 def with_site(present: str, engines: Mapping[str, str]) -> str:
     """The present file where the jobs of ``engines`` come from another site file each."""
-    data = yaml.safe_load(present)
+    data = _load(present)
     for engine in data["engines"]:
         if engine["name"] in engines:
             engine["job"] = {**engine["job"], "site": engines[engine["name"]]}
@@ -100,6 +105,6 @@ def _spliced(text: str, sections: Mapping[str, str]) -> str:
 
 def _reads_as(text: str, wanted: Any) -> bool:
     try:
-        return bool(yaml.safe_load(text) == wanted)
+        return bool(_load(text) == wanted)
     except yaml.YAMLError:
         return False
