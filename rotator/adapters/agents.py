@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from rotator.core.values import EngineName
 from rotator.ports import HostMemory, LaunchError, NodeError, NodeRecord
 from rotator.ports_nodes import HERE, Door, pid_of_node
 
+_log = logging.getLogger(__name__)
 CONNECTIONS_MAX = 256
 ANSWER_BYTES_MAX = 4 << 20
 CONNECT_S = 2.0
@@ -234,7 +236,10 @@ class Agents:
         telling = dict(node.declared)
         for engine, port in telling.items():
             body = {"engine": engine, "port": port}
-            await self.call(node.config.name, "PUT", "/v1/engines", body=body, deadline_s=deadline_s)
+            try:
+                await self.call(node.config.name, "PUT", "/v1/engines", body=body, deadline_s=deadline_s)
+            except AgentRefused as e:  # its start fails for it; the node and the other engines are well
+                _log.error("engine '%s' was not taken: %s", engine, e)
         if telling == node.declared:
             node.instance = instance
 

@@ -211,6 +211,16 @@ async def test_an_engine_declared_during_a_look_is_told_at_the_next(agent: Runni
     await agents.close()
 
 
+async def test_an_engine_that_an_agent_will_not_take_costs_neither_the_node_nor_the_others(
+    agent: Running, agents: Agents
+) -> None:
+    agents.declare("n", "bad", agent.port)
+    agents.declare("n", "good", 9001)
+    (record,) = await agents.look(deadline_s=SOON_S)
+    assert record.reachable
+    assert await known_there(agents) == {"good": 9001}
+
+
 async def known_there(agents: Agents) -> dict[str, int]:
     told: dict[str, int] = (await agents.call("n", "GET", "/v1/node", deadline_s=SOON_S))["engines"]
     return told
