@@ -90,6 +90,10 @@ class FileEvidence:
         self._debuggers = asyncio.Semaphore(_AT_ONCE)
 
     async def collect(self, case: Case, *, deadline_s: float) -> int:
+        with self._store.making(case.id):
+            return await self._collect(case, deadline_s)
+
+    async def _collect(self, case: Case, deadline_s: float) -> int:
         config, began_wall_s = self._config(), self._wall()
         end_at_s = asyncio.get_running_loop().time() + deadline_s
         try:

@@ -1,11 +1,14 @@
 """Bundles on disk: one folder an incident, kept by number, age and bytes, given out as tar.gz."""
 
+import contextlib
 import json
+import os
 import re
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +33,18 @@ class BundleStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._making: Counter[str] = Counter()  # these are not dropped
+
+    @contextlib.contextmanager
+    def making(self, id: str) -> Iterator[None]:
+        """While it is filled it is not dropped for another."""
+        self._making[id] += 1
+        try:
+            yield
+        finally:
+            self._making[id] -= 1
+            if not self._making[id]:
+                del self._making[id]
 
     def make(self, id: str) -> Path:
         """The bundle's folder, for nobody else to read. One that is there already is added to. Raises OSError."""
@@ -73,14 +88,17 @@ class BundleStore:
         """Drop what is too old, too many or too much, the oldest first. Returns what went."""
         if not self._folder.is_dir():
             return ()
-        bundles = sorted((p for p in self._folder.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime)
+        made_wall_s = {p: s.st_mtime for p in self._folder.iterdir() if p.is_dir() and (s := _status(p))}
+        bundles = sorted(made_wall_s, key=lambda p: made_wall_s[p])
         sizes = {path: _size(path) for path in bundles}
         total, dropped = sum(sizes.values()), list[str]()
         for path in bundles[:-1]:
-            old = now_wall_s - path.stat().st_mtime > rule.kept_s
+            old = now_wall_s - made_wall_s[path] > rule.kept_s
             many = len(bundles) - len(dropped) > rule.kept
             if not (old or many or total > rule.kept_bytes):
                 break
+            if path.name in self._making:
+                continue
             shutil.rmtree(path, ignore_errors=True)
             total -= sizes[path]
             dropped.append(path.name)
@@ -88,7 +106,15 @@ class BundleStore:
 
 
 def _size(path: Path) -> int:
-    return sum(p.lstat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else 0
+    found = path.rglob("*") if path.is_dir() else ()
+    return sum(status.st_size for p in found if p.is_file() and (status := _status(p)))
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """None where another thread has dropped it meanwhile."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.lstat()
+    return None
 
 
 def _plain(info: tarfile.TarInfo) -> tarfile.TarInfo | None:

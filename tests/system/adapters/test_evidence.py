@@ -162,3 +162,25 @@ async def test_values_that_the_fleet_file_gives_engines_are_hidden_in_bundles(tm
     evidence = open_evidence(fleet, tmp_path, EvidenceConfig)
     await evidence.collect(Case("i1", texts={"a.txt": "word-of-one-alone word-of-two-alone"}), deadline_s=10)
     assert (await packed(evidence, "i1"))["a.txt"] == b"[hidden] [hidden]"
+
+
+async def test_a_bundle_in_the_making_is_not_dropped_for_another_that_is_done(tmp_path: Path) -> None:
+    evidence = collector(tmp_path, kept=1)
+    os.mkfifo(tmp_path / "m.log")  # a log that hangs: its bundle is done last
+    slow = asyncio.create_task(evidence.collect(Case("i1", log_path="m.log", texts={"a": "1"}), deadline_s=1))
+    async with asyncio.timeout(5):
+        while not (tmp_path / "incidents/i1/a").exists():  # noqa: ASYNC110 - a folder sets no event
+            await asyncio.sleep(0.01)
+    assert await evidence.collect(Case("i2", texts={"a": "2"}), deadline_s=1) > 0
+    assert await slow > 0
+    assert await evidence.manifest("i1")
+    os.close(os.open(tmp_path / "m.log", os.O_WRONLY | os.O_NONBLOCK))  # whoever still waits there may go
+
+
+def test_what_vanishes_while_bundles_are_counted_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = BundleStore(tmp_path)
+    (store.make("i1") / "f").write_bytes(b"x" * 100)
+    rglob = Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda self, pattern: [*rglob(self, pattern), self / "gone"])
+    monkeypatch.setattr(Path, "is_file", lambda self: True)
+    assert store.size("i1") == 100
