@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,14 @@ def mentioned(text: str) -> Iterator[str]:
         yield from (code for code in re.findall(r"`(rotator [^`]+)`", line))
 
 
+@cache
+def root() -> Any:
+    return typer.main.get_command(app)
+
+
 def problem(words: list[str]) -> str:
     """Why these words are no command of ours; '' where they are one."""
-    command: Any = typer.main.get_command(app)
+    command = root()
     at = 1
     while at < len(words) and getattr(command, "commands", None):
         if words[at] not in command.commands:
