@@ -228,8 +228,8 @@ class FakeLauncher:
     def __init__(self, box: Box) -> None:
         self._box = box
         self.find_error: Exception | None = None
-
         self.told_by_log = ""
+
     def _engine(self, handle: Handle) -> FakeEngine:
         return self._box.engines[handle.engine]
 
@@ -275,9 +275,9 @@ class FakeLauncher:
         engine = self._engine(handle)
         return frozenset({engine.pid}) if engine.running else frozenset()
 
-
     async def evidence(self, handle: Handle) -> str:
         return self.told_by_log
+
 
 class FakeLedger:
     """Rows in memory. ``broken`` makes every write fail, as a full disk does."""

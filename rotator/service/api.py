@@ -7,10 +7,14 @@ from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from rotator import __version__
 from rotator.ports import EngineLogs
+from rotator.service import api_examples, problems
 from rotator.service.api_calendar import calendar_router
 from rotator.service.api_commands import admin_router, engine_router, swap_router
 from rotator.service.api_docs import docs_router
+from rotator.service.api_gate import Gate, Need
 from rotator.service.api_incidents import incident_router
 from rotator.service.api_logs import logs_router
 from rotator.service.api_models import Health, Index, ReadinessModel
@@ -19,10 +23,6 @@ from rotator.service.events import EventBus
 from rotator.service.keys import Authorize, Guard
 from rotator.service.operations import Operations
 from rotator.service.problems import Problem, ProblemError
-
-from rotator import __version__
-from rotator.service import api_examples, problems
-from rotator.service.api_gate import Gate, Need
 
 _TAGS = [
     {"name": "turns", "description": "Which model is awake. Plans come with their reasons; `dry_run` only shows them."},

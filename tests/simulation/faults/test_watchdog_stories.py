@@ -2,7 +2,8 @@
 
 import pytest
 
-from rotator.sim.faults import run as runs
+from rotator.sim.faults import fleet
+from rotator.sim.faults.run import run_script
 from rotator.sim.faults.script import Cut, Die, Disk, Kill, Nvml, Wedge
 from tests.simulation.faults.stories import ask, engine, played, story
 
@@ -17,8 +18,8 @@ def test_a_wedge_under_work_is_noticed_and_its_engine_serves_again() -> None:
 
 
 def test_without_the_watchdog_the_same_wedge_breaks_its_invariant(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(runs.WATCHDOG, "enabled", False)
-    outcome = runs.run_script(story(LONG, Wedge(8, "a", 200.0), faults_end_s=90.0))
+    monkeypatch.setitem(fleet.WATCHDOG, "enabled", False)
+    outcome = run_script(story(LONG, Wedge(8, "a", 200.0), faults_end_s=90.0))
     assert outcome.failure is not None
     assert outcome.failure[0] == "a wedge is noticed"
 
