@@ -72,7 +72,10 @@ static CUresult copy(Lock& lock, int direction, void* to, const void* from, std:
   op.host = {reinterpret_cast<CUdeviceptr>(host), nbytes};
   op.cost = link_time(nbytes);
   op.link = &sim().links[stream->device][direction];
-  if (direction == kToDevice) op.clearing = &sim().clearing[stream->device];
+  if (direction == kToDevice) {
+    op.wire = &sim().wires[stream->device];
+    op.clearing = &sim().clearing[stream->device];
+  }
   const bool blocks = wait || !is_registered(host, nbytes);
   if (const CUresult result = enqueue(stream, std::move(op))) return result;
   return blocks ? wait_for(lock, [&] { return stream->ops.empty(); }) : CUDA_SUCCESS;

@@ -87,6 +87,7 @@ static CUresult launch_copy(CUstream stream, void** parameters) {
     op.host = {on.from, on.nbytes};
     op.cost = link_time(on.nbytes);
     op.link = &sim().links[stream->device][kByKernel];
+    op.wire = &sim().wires[stream->device];
   } else {
     op.touches = {Span{on.to, on.nbytes}, Span{on.from, on.nbytes}};
     op.cost = device_time(on.nbytes);

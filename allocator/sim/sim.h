@@ -68,7 +68,8 @@ struct Op {
   std::array<Span, 2> touches{};     // the device memory that it touches while it runs
   Span host{};                       // the host memory, which the driver may reach until it ends
   Clock::duration cost{};
-  Clock::time_point* link = nullptr;    // the direction of a device's link that it occupies
+  Clock::time_point* link = nullptr;    // the engine, or the kernels, that take turns for it
+  Clock::time_point* wire = nullptr;    // the wire to the device, which an engine and kernels share
   Clock::time_point* clearing = nullptr;  // until when the engine that it needs has memory to clear besides
   bool held = false;                    // a kernel that waits for rotatorSimRelease
   std::shared_ptr<Mark> awaited;        // started only when this is done
@@ -134,6 +135,7 @@ struct Sim {
   std::list<std::unique_ptr<CUmod_st>> modules;
   std::list<std::unique_ptr<CUfunc_st>> functions;
   std::map<int, std::array<Clock::time_point, 3>> links;  // copies to the device, to the host; kernels that read the host
+  std::map<int, Clock::time_point> wires;     // to each device, by whoever copies
   std::map<int, Clock::time_point> clearing;  // by device: the engine that copies to it
   bool hold = false;
 };

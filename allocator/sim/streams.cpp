@@ -63,7 +63,9 @@ static void start(CUstream_st& stream, Op& op) {
   // What was held or awaited something cannot have started before this moment; queued work simply follows on.
   if (op.held || op.awaited) from = Clock::now();
   if (op.link != nullptr) from = std::max(from, *op.link);
+  if (op.wire != nullptr) from = std::max(from, *op.wire);
   op.done_at = from + op.cost;
+  if (op.wire != nullptr) *op.wire = op.done_at;  // what an engine does besides leaves the wire to others
   // The engine takes turns: a small copy waits for a turn of clearing, a large one for as long again as it lasts itself.
   constexpr std::chrono::milliseconds kTurn{2};
   if (op.clearing != nullptr && *op.clearing > from)
