@@ -5,7 +5,7 @@
 #   make browser the page's tests in Chromium                      make screenshots  the README's pictures
 #   make asan    the allocator's tests under AddressSanitizer      make tsan    its threads under ThreadSanitizer (both: GCC)
 #
-# PYTHON=python3.12 picks an interpreter; ARGS="--keep" is handed to the demo, TEST_ARGS to pytest, JOBS to pytest-xdist.
+# PYTHON=python3.12 picks an interpreter; ARGS="--keep" is handed to the demo, TEST_ARGS to pytest; JOBS is how many cores.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -15,6 +15,8 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
+# One more than there are cores: system tests wait for processes most of their time.
+WORKERS ?= $(shell expr $(JOBS) + 1)
 ARGS ?=
 TEST_ARGS ?=
 ASAN_EXAMPLES ?= 40
@@ -30,7 +32,7 @@ demo: $(VENV)/.ready-to-run
 	$(BIN)/rotator demo $(ARGS)
 
 test: $(VENV)/.ready-to-test
-	$(BIN)/pytest -n $(JOBS) --dist worksteal $(TEST_ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(TEST_ARGS)
 
 # The property tests with many more examples: minutes, not part of the suite.
 test-long: $(VENV)/.ready-to-test
