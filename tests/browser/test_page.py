@@ -195,7 +195,7 @@ async def test_everything_can_be_done_with_the_keyboard_alone(rig: Rig, open_pag
     await expect(viewer.page.locator("#helpbox")).to_be_hidden()
     for number, name in enumerate(("engines", "memory", "swaps", "queue", "plan", "calendar", "incidents", "log"), 1):
         await keyboard.press(str(number))
-        assert await viewer.page.evaluate("document.activeElement.id") == f"h-{name}"
+        await viewer.page.wait_for_function("id => document.activeElement.id === id", arg=f"h-{name}")
     await keyboard.press("1")
     await _tab_to(viewer, "Wake b")
     await keyboard.press("Enter")
