@@ -10,7 +10,7 @@ from rotator.config_text import TextProblem, problem_lines, read_mapping
 from rotator.jobs.findings import JobsError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_PLACES = (_PACKAGE / "data" / "jobs", _PACKAGE.parent / "jobs")  # the wheel's place first: see pyproject.toml
+_PLACES = (_PACKAGE / "data" / "jobs", _PACKAGE.parent / "jobs")  # the wheel's place first: see CMakeLists.txt
 _MARK = "engine.nomad.hcl"
 
 M = TypeVar("M", bound=BaseModel)
