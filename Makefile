@@ -1,7 +1,7 @@
 # Everything from a fresh machine: Python 3.11 or newer and a C++ compiler are all that must be there.
 #
 #   make demo    watch models take turns on simulated GPUs        make test    the whole test suite
-#   make check   all that .ci/run checks                          make bench   the benchmarks
+#   make check   tests, lint, types, layers, generated documents    make bench   the benchmarks
 #   make browser the page's tests in Chromium                      make screenshots  the README's pictures
 #   make asan    the allocator's tests under AddressSanitizer      make tsan    its threads under ThreadSanitizer (both: GCC)
 #
