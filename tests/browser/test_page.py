@@ -207,6 +207,19 @@ async def test_everything_can_be_done_with_the_keyboard_alone(rig: Rig, open_pag
     await expect(viewer.page.get_by_role("menuitem", name="Pin", exact=True)).to_be_hidden()
 
 
+async def test_a_key_pressed_right_behind_the_helps_escape_is_not_lost(rig: Rig, open_page: Open) -> None:
+    viewer = await open_page()
+    press = """key => document.querySelector("#helpbox button").dispatchEvent(
+        new KeyboardEvent("keydown", {key, bubbles: true}))"""
+    focus = "document.activeElement.id"
+    await viewer.page.evaluate(press, "3")  # the browser still has the focus in there, for a frame
+    assert await viewer.page.evaluate(focus) == "h-swaps"
+    await viewer.page.keyboard.press("?")
+    await expect(viewer.page.locator("#helpbox")).to_be_visible()
+    await viewer.page.evaluate(press, "4")
+    assert await viewer.page.evaluate(focus) != "h-queue"
+
+
 async def test_every_control_says_its_name_to_a_screen_reader(rig: Rig, open_page: Open) -> None:
     viewer = await open_page()
     await viewer.button("More for b").click()

@@ -69,7 +69,8 @@
   const sections = ["engines", "memory", "swaps", "queue", "plan", "calendar", "incidents", "log"];
   document.addEventListener("keydown", (e) => {
     if (e.ctrlKey || e.altKey || e.metaKey) return;
-    if (e.target.closest("input, textarea, select, dialog, .q-menu, .q-dialog, [contenteditable]")) return;
+    // A dialog that was just closed holds the focus until the next frame: only an open one takes keys.
+    if (e.target.closest("input, textarea, select, dialog[open], .q-menu, .q-dialog, [contenteditable]")) return;
     if (/^[1-8]$/.test(e.key)) rotatorGo(sections[Number(e.key) - 1]);
     else if (e.key === "t") nextTheme();
     else if (e.key === "?") help();
