@@ -140,14 +140,14 @@ def _leaving(
     """The idle engines that would have to sleep, if that is worth it; None if it is not."""
     rest, chosen, cost_s = dict(lacking), list[Option](), 0.0
     here = {e.name: e for gpu in lacking for e in room.awake[gpu]}
-    for engine in sorted(here.values(), key=lambda e: (e.demand.likely_wanted, e.name)):
+    idle = [e for e in here.values() if _may_leave(e, coming, policy, now_s)]
+    if not _would_do(idle, lacking, room):
+        return None
+    for engine in sorted(idle, key=lambda e: (e.demand.likely_wanted, e.name)):
         if max(rest.values()) <= 0:
             break
-        settled = now_s - max(engine.awake_since_s, engine.demand.last_used_s) >= policy.min_stay_s
-        if engine.state is not State.AWAKE or not is_idle(engine) or not settled:
-            continue
         options = sleep_options(engine, room.charged[engine.name], policy, preferred_only=True)
-        if not options or engine.demand.soon >= coming.demand.soon:
+        if not options:
             continue
         chosen.append(options[0])
         again_s = coming.sleep_cost_s + engine.wake_cost_s
@@ -155,6 +155,24 @@ def _leaving(
         rest = {gpu: size - options[0].frees.get(gpu, 0) for gpu, size in rest.items()}
     gain_s = coming.demand.soon * (coming.wake_cost_s + sum(o.engine.sleep_cost_s for o in chosen))
     return chosen if max(rest.values()) <= 0 and gain_s > _MARGIN * cost_s else None
+
+
+def _may_leave(engine: Engine, coming: Engine, policy: Policy, now_s: float) -> bool:
+    """Whether nobody uses it, it has settled, and the other is likelier wanted."""
+    demand = engine.demand
+    if engine.state is not State.AWAKE or not is_idle(engine) or demand.soon >= coming.demand.soon:
+        return False
+    return now_s - max(engine.awake_since_s, demand.last_used_s) >= policy.min_stay_s
+
+
+def _would_do(leaving: Iterable[Engine], lacking: Mapping[GpuId, int], room: Room) -> bool:
+    """Whether they hold enough, to be asked before their options are weighed."""
+    rest = dict(lacking)
+    for engine in leaving:
+        for gpu, size in zip(engine.gpus, room.charged[engine.name], strict=True):
+            if gpu in rest:
+                rest[gpu] -= size
+    return max(rest.values()) <= 0
 
 
 # -- host RAM --------------------------------------------------------------------------------------------------------

@@ -115,14 +115,14 @@ def stays_until_s(
     if policy.swap_share is None:
         return least_s
     interrupted = served(engine) if interrupted is None else interrupted
-    affordable_in_s = _affordable_in_s(policy.swap_share, swapping)
-    ends_s = now_s + max(affordable_in_s, _outweighs_in_s(engine, wish, policy, interrupted, beside))
+    affordable_s = affordable_in_s(policy.swap_share, swapping)
+    ends_s = now_s + max(affordable_s, _outweighs_in_s(engine, wish, policy, interrupted, beside))
     quota_ends_s = engine.awake_since_s + quota_s(wish, policy, rivals) - engine.sleep_cost_s - load_s(wish)
     due_s = max(now_s + due_in_s(wish, policy, rivals), quota_ends_s)
     return max(least_s, min(ends_s, due_s))
 
 
-def _affordable_in_s(share: float, swapping: float) -> float:
+def affordable_in_s(share: float, swapping: float) -> float:
     """Seconds until swaps, if none comes meanwhile, have cost no more than their share."""
     return SWAP_WINDOW_S * log(swapping / share) if swapping > share else 0.0
 
@@ -130,10 +130,14 @@ def _affordable_in_s(share: float, swapping: float) -> float:
 def _outweighs_in_s(engine: Engine, wish: Engine, policy: Policy, interrupted: float, beside: float) -> float:
     """Seconds until those who wait outweigh those who are served, by waiting alone. What swaps and requests take sets
     the pace: where both are short, nobody waits long for either."""
-    pace_s = min(policy.ageing_s, _PACE * (round_s(engine, wish) + (engine.demand.service_s or 0.0)))
     waited_s = wish.demand.oldest_wait_s + (wish.priority - engine.priority) * policy.priority_worth_s
     lacking = policy.turn_margin * interrupted - served(wish) - beside
-    return max(0.0, lacking * pace_s - waited_s)
+    return max(0.0, lacking * pace_s(engine, wish, policy) - waited_s)
+
+
+def pace_s(engine: Engine, wish: Engine, policy: Policy) -> float:
+    """Seconds of waiting that weigh like one more request: by so much a turn ends sooner for one more who waits."""
+    return min(policy.ageing_s, _PACE * (round_s(engine, wish) + (engine.demand.service_s or 0.0)))
 
 
 def drain_s(engine: Engine, wish: Engine | None, policy: Policy) -> float:

@@ -6,8 +6,7 @@ gate opens, host RAM for masters, waits with a deadline, bounded queues, bounded
 the ledger, HTTP. A request in an engine takes its service seconds whoever is served beside it, up to ``slots`` at once.
 
 A policy is asked to ``decide`` only when something changed that could change its mind: an engine that is not open got a
-waiter (its first, and each time their number doubles), an engine ran out of work, a swap ended, or the time came that
-it asked for.
+waiter whom the policy minds, an engine ran out of work, a swap ended, or the time came that it asked for.
 """
 
 from heapq import heappop, heappush
@@ -164,9 +163,9 @@ class Box(Floor):
         self.waiting_at_s[engine] += self.now
         if spec.wait_deadline_s < inf:
             heappush(self._heap, (self.now + spec.wait_deadline_s, EXPIRED, request, engine))
-        if self.every_waiter or len(queue) & (len(queue) - 1) == 0:
-            # While a swap is under way on its GPUs nothing can begin there, and its end asks anyway.
-            self._dirty = all(swap.gpus.isdisjoint(spec.gpus) for swap in self.swaps.values())
+        # While a swap is under way on its GPUs nothing can begin there, and its end asks anyway.
+        if all(swap.gpus.isdisjoint(spec.gpus) for swap in self.swaps.values()) and self.policy.minds(self, engine):
+            self._dirty = True
 
     def _expire(self, request: int, engine: int) -> None:
         queue = self.waiting[engine]

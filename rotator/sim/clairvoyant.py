@@ -14,7 +14,7 @@ from math import inf
 from rotator.core.values import Level, State
 from rotator.sim.baselines import yielding
 from rotator.sim.box import Box
-from rotator.sim.events import Quiet, Victim
+from rotator.sim.events import Attentive, Victim
 from rotator.sim.machine import Machine
 
 FOLLOWED = 5  # windows after the first for which requests of the window are followed, without new ones
@@ -31,7 +31,7 @@ class Rule:
     stay_s: float = 10.0
 
 
-class MostServed(Quiet):
+class MostServed(Attentive):
     """The rule that the rollouts play on with: whoever serves the most requests at once has the GPUs.
 
     Light engines that would share the place of a heavy one count together. Everyone in flight freezes at once.
@@ -87,7 +87,6 @@ class MostServed(Quiet):
         return worth
 
     def decide(self, box: Box) -> None:
-        box.every_waiter = True
         rule, taken = self._rule, 0
         for worth, e, yields in self.wishes(box):
             mask = self._masks[e]
@@ -148,7 +147,7 @@ class _Held(MostServed):
         super().decide(box)
 
 
-class Clairvoyant(Quiet):
+class Clairvoyant(Attentive):
     """The rollout planner. ``window_s`` is how far it sees, ``every_s`` the least time between two of its decisions
     for the same engines, ``tries`` how many of the strongest wishes it looks at."""
 
@@ -169,7 +168,6 @@ class Clairvoyant(Quiet):
         self._held_until_s = -inf
 
     def decide(self, box: Box) -> None:
-        box.every_waiter = True
         if box.now < self._held_until_s:
             box.ask_at(self._held_until_s)
             return

@@ -22,6 +22,9 @@ class Decider(Protocol):
 
     def ended(self, box: "Box", engine: int, service_s: float) -> None: ...
 
+    def minds(self, box: "Box", engine: int) -> bool:
+        """Whether the latest of those who wait for the engine may change its mind."""
+
     def swapped(self, box: "Box", swap: "ActiveSwap", seconds: float) -> None:
         """A swap is over; its drain does not count into ``seconds``."""
 
@@ -37,8 +40,20 @@ class Quiet:
     def ended(self, box: "Box", engine: int, service_s: float) -> None:
         """Never called."""
 
+    def minds(self, box: "Box", engine: int) -> bool:
+        """The first, and each time their number doubles."""
+        many = len(box.waiting[engine])
+        return many & (many - 1) == 0
+
     def swapped(self, box: "Box", swap: "ActiveSwap", seconds: float) -> None:
         """Nothing to note."""
+
+
+class Attentive(Quiet):
+    """Such a policy, for which it matters how many wait."""
+
+    def minds(self, box: "Box", engine: int) -> bool:
+        return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,6 @@ class Floor:
         self.host_used = 0
         self.swaps: dict[int, ActiveSwap] = {}
         self.counts = Counts()
-        self.every_waiter = False  # whether each further waiter is worth a decision
         self.watch_idle = True  # whether an engine that ran out of work is worth a decision at once,
         self.idle_look_s = inf  # or after so long
         self.notes_arrivals = policy.notes_arrivals
@@ -85,6 +84,10 @@ class Floor:
 
     def in_flight(self, engine: int) -> int:
         return len(self.running[engine]) + len(self.inside[engine]) + len(self.frozen[engine])
+
+    def served_at_once(self, engine: int) -> int:
+        """How many requests it serves, or would serve: those in flight and those who wait, as far as it has slots."""
+        return min(self.in_flight(engine) + len(self.waiting[engine]), self.specs[engine].slots)
 
     def oldest_wait_s(self, engine: int) -> float:
         """How long the first in line has waited, or the frozen have stood still."""

@@ -9,6 +9,7 @@ from rotator.core.values import Action, BlockKind, Demand, Engine, Gpu, Snapshot
 from rotator.sim.box import Box
 from rotator.sim.events import ActiveSwap, Victim
 from rotator.sim.machine import Machine
+from rotator.sim.stays import Stay, standing
 
 # As in the loop: waiting cannot help whoever wants one of these.
 HOPELESS = frozenset({BlockKind.NEVER_FITS, BlockKind.PINNED, BlockKind.QUARANTINED, BlockKind.CORDONED})
@@ -38,6 +39,7 @@ class Ours:
         self._start_s = [machine.start_s(spec) for spec in machine.specs]
         self._histories = [History() for _ in machine.specs]
         self._chains = Chains()
+        self._stays: tuple[Stay, ...] = ()  # what the last plan waits for
         self._looked_s = -inf  # when it last planned while nobody wanted anything
         self._swap_times = [SwapTime() for _ in machine.gpu_bytes]
         self._looked_up = [-inf] * len(machine.specs)  # when an engine's chance was looked up,
@@ -59,15 +61,28 @@ class Ours:
             for gpu in swap.gpus:
                 self._swap_times[gpu].spent(seconds, box.now)
 
+    def minds(self, box: Box, engine: int) -> bool:
+        """In the loop each further waiter brings a plan; here only one that may have ended a turn."""
+        if not self._stays or len(box.waiting[engine]) == 1:
+            return True
+        served = {name: box.served_at_once(i) for i, name in enumerate(self._names)}
+        ends_s = min([stay.ends_s(served) for stay in self._stays])
+        box.ask_at(ends_s)
+        return box.now >= ends_s
+
     def decide(self, box: Box) -> None:
-        box.every_waiter = True  # as in the loop: how many wait bends decisions
         box.watch_idle, box.idle_look_s = False, IDLE_LOOK_S
         if not any(box.waiting) and not any(box.frozen):
             if box.now < self._looked_s + IDLE_LOOK_S:
                 box.ask_at(self._looked_s + IDLE_LOOK_S)
                 return
             self._looked_s = box.now
-        made = plan(self.snapshot(box))
+        claimed = len(box.claimed()) if box.swaps else 0
+        if claimed == len(self._gpus):
+            return  # nothing can begin anywhere before a swap ends, and then it is asked anyway
+        shown = self.snapshot(box)
+        made = plan(shown)
+        self._stays = standing(shown, made)
         for swap in made.swaps:
             self._begin(box, swap)
         for blocked in made.blocked:
