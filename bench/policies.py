@@ -225,6 +225,8 @@ def _aims(kept: Mapping[str, Any]) -> Iterator[str]:
     ):
         against = f"{ours[key] / clear[key]:.2f}" if clear and clear[key] else ""
         yield f"| {text} | {aim} | {ours[key] / max(other[key], 1e-9):.2f} | {against} |"
+    longest_s = max(row["gate_max_s"] for row in rows["ours"].values())
+    yield f"\nThe longest that ours let anybody wait for an engine to open, at any of these loads: {longest_s:.0f} s."
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -144,7 +144,7 @@ def _write(path: Path, text: str) -> None:
 def tables(results: Sequence[Result]) -> Group:
     """The results side by side, for people: what requests saw, and what it cost."""
     late = f"<{results[0].deadline_s:g} s %#" if results else "in time %#"
-    times = ("wait s", "p50 s", "p95 s", "p99 s", "max s", "stall s", "delay s", "p99 s")
+    times = ("wait s", "p50 s", "p95 s", "p99 s", "max s", "gate s", "stall s", "delay s", "p99 s")
     costs = (late, "swaps/h#", "moved GiB", "lost %#", "freezes#", "fair#", "left#")
     seen = render.table("wait, stall (frozen) and delay (both) of requests", ("policy", *times), map(_times, results))
     paid = render.table("what it cost, per hour, and whom", ("policy", *costs), map(_costs, results))
@@ -152,7 +152,7 @@ def tables(results: Sequence[Result]) -> Group:
 
 
 def _times(r: Result) -> tuple[str, ...]:
-    waits = (r.wait_mean_s, r.wait_p50_s, r.wait_p95_s, r.wait_p99_s, r.wait_max_s)
+    waits = (r.wait_mean_s, r.wait_p50_s, r.wait_p95_s, r.wait_p99_s, r.wait_max_s, r.gate_max_s)
     return (r.policy, *(f"{s:.1f}" for s in (*waits, r.stall_mean_s, r.delay_mean_s, r.delay_p99_s)))
 
 

@@ -331,6 +331,7 @@ class Box(Floor):
         waiting, running, inside = self.waiting[engine], self.running[engine], self.inside[engine]
         if waiting:
             self.used_at[engine] = self.now
+            self.counts.gate_s_max = max(self.counts.gate_s_max, self.now - self.at[waiting[0]])
         slots = self.specs[engine].slots
         while inside and len(running) < slots:
             self._serve(inside.popleft(), engine)

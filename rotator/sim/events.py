@@ -94,4 +94,5 @@ class Counts:
     expired: int = 0
     refused: int = 0
     kept_turn: int = 0
+    gate_s_max: float = 0.0  # the longest that anybody waited for an engine to open
     decisions: int = 0

@@ -16,7 +16,8 @@ _GIB = 1 << 30
 class Result:
     """One policy over one trace. Times in seconds.
 
-    ``wait`` is from arrival until service begins; ``stall`` is what a request then stands still, frozen; ``delay`` is
+    ``wait`` is from arrival until service begins; ``gate_max_s`` is the longest part of one that was waited for the
+    engine to open, which is what policies bound: the rest is for a slot in it. ``stall`` is what a request then stands still, frozen; ``delay`` is
     both: all the time in which it was not served. ``fairness`` is Jain's index over the models' mean delays, 1 where
     all models are delayed alike and 1/n where one bears it all. ``unserved`` were refused, gave up, or never came to an
     end. ``lost`` is the share of GPU time (GPUs times the span of the replay) that went into transitions. ``delays_s``
@@ -31,6 +32,7 @@ class Result:
     wait_p95_s: float
     wait_p99_s: float
     wait_max_s: float
+    gate_max_s: float
     stall_mean_s: float
     stall_max_s: float
     delay_mean_s: float
@@ -85,6 +87,7 @@ def result(name: str, box: Box, *, deadline_s: float = DEADLINE_S, wall_s: float
         wait_p95_s=percentile(waits, 0.95),
         wait_p99_s=percentile(waits, 0.99),
         wait_max_s=waits[-1] if waits else 0.0,
+        gate_max_s=box.counts.gate_s_max,
         stall_mean_s=stall_sum / n,
         stall_max_s=stall_max,
         delay_mean_s=sum(delays) / n,

@@ -36,6 +36,14 @@ def test_a_result_tells_waits_from_stalls_and_counts_who_was_never_served():
     assert (seen.delay_mean_s, seen.within_deadline, seen.unserved) == (35, 0.5, 0)
 
 
+def test_a_wait_for_an_engine_to_open_is_told_from_one_for_a_slot_in_it():
+    wake = Scripted(lambda box: box.swap(0) if box.waiting[0] and not box.swaps else None)
+    one = box(machine(spec("a", slots=1)), [(0, 0, 10), (0, 0, 10)], wake)
+    one.run()
+    seen = result("x", one)
+    assert (seen.gate_max_s, seen.wait_max_s) == (2, 12)
+
+
 def test_a_chart_is_well_formed_and_draws_every_line():
     lines = [Line("ours <1>", [(0.1, 1), (10, 50)], True), Line("b", [(0, 0), (5, 20)])]
     for logs in (False, True):
