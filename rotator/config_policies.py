@@ -52,7 +52,10 @@ class PoliciesConfig(Section):
         description="no priced drain is longer, nor one before a window of the calendar freezes what is in flight",
     )
     stall_max_s: float | None = Field(
-        default=900.0, gt=0, description="a stream stands still this long at most, over all its freezes; null: no bound"
+        default=900.0,
+        gt=0,
+        description="a stream stands still this long at most, over all its freezes: then its engine is not frozen "
+        "again, and if the engine cannot come back it is cut, with the reason; null: no bound",
     )
     recompute_share: float = Field(
         default=0.02,

@@ -165,6 +165,12 @@ class Gate:
         self.flow.set()
         self.idle.set()
 
+    def wake_held(self) -> None:
+        """Let those that stand still look around once, to learn that they were cut."""
+        if self.held:
+            self.flow.set()
+            self.flow.clear()
+
     def change(self, limits: Limits) -> None:
         self.limits = limits
         self.crowd.each_max = self.flying.each_max = limits.client_waiters_max

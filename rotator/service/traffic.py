@@ -186,9 +186,16 @@ class Traffic:
         if gate := self._gates.get(engine):
             for ticket in [*gate.tickets, *gate.visitors]:
                 ticket._do_cut(reason)
-            if gate.held:  # those that stand still must wake up to learn that they were cut
-                gate.flow.set()
-                gate.flow.clear()
+            gate.wake_held()
+
+    def cut_stalled(self, engine: EngineName, reason: str) -> None:
+        """Cut the requests that have stood still for as long as they may, over all their freezes."""
+        gate = self._gates.get(engine)
+        if gate is None or not gate.held:
+            return
+        for ticket in [t for t in gate.tickets if t.stalled_s >= gate.limits.stall_max_s]:
+            ticket._do_cut(reason)
+        gate.wake_held()
 
     async def drained(self, engine: EngineName) -> None:
         """Return when nothing is in flight."""

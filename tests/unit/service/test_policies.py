@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import Mapping
 
+import pytest
+
 from rotator.config import FootprintConfig
 from rotator.core.values import Command, CommandKind, Depth, State
 from rotator.service.timers import Timers
-from rotator.service.traffic import Limits
+from rotator.service.traffic import Cut, Limits
 from rotator.sim.clock import run
 from tests.fakes import GIB, FakeLedger, Service, make_box, make_config, make_service
 
@@ -196,6 +198,28 @@ def test_clients_in_one_line_are_let_in_by_their_shares() -> None:
             await asyncio.gather(*crowd, *paying)
             assert order[:16].count("paying") >= 9  # though all of the crowd were there before
             assert order[:16].count("crowd") >= 5
+
+    run(story())
+
+
+def test_a_stream_whose_engine_cannot_come_back_is_cut_once_it_has_stood_still_for_as_long_as_it_may() -> None:
+    async def story() -> None:
+        box = make_box(**PAIR)
+        plain = "policies: {swap_share: null, preempt: false, stall_max_s: 60, drain_bound_s: 0, prewake_chance: null}"
+        async with make_service(box, make_config(box, plain)) as service:
+            limits = Limits(256, 600.0, 100, stall_max_s=60.0)
+            service.traffic.configure({"a": limits, "b": limits})
+            await service.ask("b")
+            await service.ask("a")
+            stream = asyncio.create_task(service.ask("a", serves_s=30.0))
+            await asyncio.sleep(3.0)
+            await service.ask("b")
+            await service.operator.set_pin("b", True)
+            stood_from_s = service.loop.now_s()
+            with pytest.raises(Cut, match="stood still for as long as it may.* a cannot go on.* pinned"):
+                await stream
+            assert 50.0 < service.loop.now_s() - stood_from_s < 63.0
+            assert service.traffic.in_flight("a") == 0
 
     run(story())
 
