@@ -12,7 +12,7 @@ from typing import Any
 
 import requests
 
-from overlays.errors import OverlayError
+from overlays.errors import OverlayError, reason
 from overlays.manifest import FileFacts, Manifest
 
 METHOD = "overlay_attest"
@@ -26,7 +26,9 @@ def fetch(where: str, facts: Manifest) -> list[dict[str, Any]]:
     try:
         answer = json.loads(text)
     except ValueError:
-        raise OverlayError(f"{where} answered no JSON") from None
+        raise OverlayError(
+            f"{where} holds no JSON: name an engine's address, or a file with what its workers answered"
+        ) from None
     ranks = answer.get("results", [answer]) if isinstance(answer, dict) else answer
     if not isinstance(ranks, list) or not ranks or not all(isinstance(rank, dict) for rank in ranks):
         raise OverlayError(f"{where} holds no attestation: a list with one object a rank is needed")
@@ -39,7 +41,7 @@ def _ask(where: str, facts: Manifest) -> bytes:
     try:
         answer = requests.post(url, json=body, timeout=TIMEOUT_S)
     except requests.RequestException as error:
-        raise OverlayError(f"cannot ask {url}: {error}") from None
+        raise OverlayError(f"cannot ask {url}: {reason(error)}: is the engine up, and is that its own port?") from None
     if answer.status_code != 200:
         raise OverlayError(
             f"{url} answered {answer.status_code}: the workers know no {METHOD}, so the bundle is not mounted over the "

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from packaging.version import InvalidVersion, Version
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from overlays import attest, bundle, matrix, registry
 from overlays.build import Outcome, Result, apply_all
@@ -26,6 +27,8 @@ from overlays.patch import Patch
 from overlays.sources import Source, Tree, open_wheel
 
 PROBLEM, USAGE, UNREADABLE = 1, 2, 3
+STRANGE = "do not mount this bundle over that vLLM: build one for it with `python -m overlays build`"
+UNLIKE = "mount the bundle where these workers keep vLLM (`status --root`), and restart the engine"
 EPILOG = "Exit codes: 0 done; 1 a patch, bundle or mount is wrong; 2 wrong arguments; 3 no vLLM that can be read."
 
 app = typer.Typer(
@@ -102,17 +105,20 @@ def verify(
     with _told():
         facts = bundle.check(path)
         wrong: list[str] = []
+        advice: list[str] = []
         if source or wheel or release:
             with _source(source, wheel, release, index_url, arch, cache) as given:
                 wrong += bundle.strangers(facts, given)
-        if attested:
-            wrong += attest.differences(facts, attest.fetch(attested, facts))
+            advice += [STRANGE] if wrong else []
+        if attested and (unlike := attest.differences(facts, attest.fetch(attested, facts))):
+            wrong += unlike
+            advice.append(UNLIKE)
         if as_json:
             _print_json({"bundle": facts.bundle, "build": facts.build.version, "wrong": wrong})
         elif not wrong:
             out.print(f"bundle {facts.bundle} for vLLM {facts.build.version or 'of no version'} is whole", markup=False)
         if wrong:
-            _fail("\n".join(wrong), PROBLEM, quiet=as_json)
+            _fail("\n".join([*wrong, *advice]), PROBLEM, quiet=as_json)
 
 
 @app.command("matrix")
@@ -127,6 +133,8 @@ def matrix_command(
     as_json: Json = False,
 ) -> None:
     """Try every patch on every released vLLM and say what became of it; ends with 1 if any failed."""
+    for option, given in (("--first", first), ("--last", last)):
+        _check_version(option, given)
     with _told(), Index(index_url, cache, arch) as index:
         patches = registry.chosen(registry.all_patches(), only or (), ())
         versions = [str(version) for version in index.releases(first, last)]
@@ -224,6 +232,13 @@ def _told() -> Iterator[None]:
         _fail(str(error), PROBLEM)
 
 
+def _check_version(option: str, given: str) -> None:
+    try:
+        Version(given)
+    except InvalidVersion:
+        _fail(f"{option}: {given!r} is no version: give one as {matrix.LAST}", USAGE)
+
+
 def _fail(text: str, code: int, *, quiet: bool = False) -> NoReturn:
     if not quiet:
         err.print(text, markup=False)
@@ -237,7 +252,9 @@ def _built(built: bundle.Built, as_json: bool) -> None:
         )
         return
     facts = built.manifest
-    table = Table("patch", "result", "reason", title=f"vLLM {facts.build.version or 'of no version'}")
+    table = Table(
+        Column("patch", no_wrap=True), "result", "reason", title=f"vLLM {facts.build.version or 'of no version'}"
+    )
     for patch in facts.patches:
         table.add_row(patch.name, _coloured(patch.result), patch.reason)
     out.print(table)
@@ -251,7 +268,7 @@ def _outcomes(title: str, outcomes: list[Outcome], as_json: bool) -> None:
         ]
         _print_json({"build": title, "patches": rows})
         return
-    table = Table("patch", "result", "reason", title=title)
+    table = Table(Column("patch", no_wrap=True), "result", "reason", title=title)
     for outcome in outcomes:
         table.add_row(outcome.patch, _coloured(outcome.result.value), outcome.reason)
     out.print(table)
@@ -270,7 +287,7 @@ def _matrix_table(columns: list[matrix.Column], chosen: tuple[Patch, ...]) -> No
 
 
 def _status_table(rows: list[dict[str, Any]]) -> None:
-    table = Table("bundle", "vLLM", "current", "applied", "state")
+    table = Table(Column("bundle", no_wrap=True), "vLLM", "current", Column("applied", overflow="fold"), "state")
     for row in rows:
         table.add_row(row["bundle"], row["version"], "yes" if row["current"] else "", ", ".join(row["applied"]),
                       row["wrong"] or "whole")  # fmt: skip

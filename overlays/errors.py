@@ -38,3 +38,20 @@ class RequiredFailed(OverlayError):
 
 class BundleBroken(OverlayError):
     """A bundle lacks a file, has one too many, or one with other bytes than its manifest says."""
+
+
+# What requests and urllib3 wrap into each other is a paragraph: what it comes to, where an operator can act on it.
+_COMES_TO = (
+    ("CERTIFICATE_VERIFY_FAILED", "its certificate is of no authority that is known here"),
+    ("WRONG_VERSION_NUMBER", "it does not speak TLS: give its address with http://"),
+    ("Connection refused", "nobody listens there"),
+    ("Failed to resolve", "there is no host of that name"),
+    ("timed out", "it does not answer in time"),
+    ("Invalid URL", "that is no address: give it with http:// or https://"),
+)
+
+
+def reason(error: Exception) -> str:
+    """Why something could not be asked, in one line."""
+    text = " ".join(str(error).split())
+    return next((words for mark, words in _COMES_TO if mark in text), text)

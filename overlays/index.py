@@ -5,6 +5,7 @@ The index is the one that pip uses here (PIP_INDEX_URL, or pip's configuration),
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from packaging.version import InvalidVersion, Version
 from pypi_simple import DistributionPackage, PyPISimple
 from remotezip import RangeNotSupported, RemoteIOError, RemoteZip
 
-from overlays.errors import SourceError
+from overlays.errors import SourceError, reason
 from overlays.sources import Archive
 
 DEFAULT_INDEX = "https://pypi.org/simple"
@@ -85,7 +86,10 @@ class Index:
                 with PyPISimple(self.url, session=self._session) as client:
                     page = client.get_project_page("vllm", timeout=TIMEOUT_S)
             except Exception as error:  # the client lets through whatever its parsers and requests raise
-                raise SourceError(f"cannot list vLLM on {self.name}: {_plain(str(error))}") from None
+                raise SourceError(
+                    f"cannot list vLLM on {self.name}: {_plain(reason(error))}: name another index with --index-url, "
+                    "or a wheel on this machine with --wheel"
+                ) from None
             self._wheels = _best(page.packages, self._architecture)
         return self._wheels
 
@@ -175,7 +179,7 @@ class CachedWheel:
                     f"the server of {self.name} answers no range requests: download the wheel and name it with --wheel"
                 ) from None
             except (RemoteIOError, requests.RequestException, OSError, ValueError) as error:
-                raise SourceError(f"cannot read {self.name} from the index: {_plain(str(error))}") from None
+                raise SourceError(f"cannot read {self.name} from the index: {_plain(reason(error))}") from None
         return self._archive
 
 
@@ -187,7 +191,8 @@ def _keep(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
         temporary.replace(path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _plain(text: str) -> str:

@@ -79,7 +79,7 @@ def read(bundle: Path) -> Manifest:
     try:
         return Manifest.model_validate_json((bundle / NAME).read_bytes())
     except OSError as error:
-        raise BundleBroken(f"{bundle} is no bundle: {NAME}: {error.strerror}") from None
+        raise BundleBroken(f"{bundle} is no bundle: {NAME}: {error.strerror}: name one that `status` lists") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

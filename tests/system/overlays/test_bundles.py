@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,7 @@ def test_a_bundle_for_another_release_is_told_with_the_files_that_differ(install
     assert code == 1
     assert f"{CUMEM} of " in err
     assert "the bundle is for vLLM 0.19.1" in err
+    assert "build one for it" in err.splitlines()[-1]
     assert command("verify", path)[0] == 0
 
 
@@ -271,13 +273,35 @@ def test_several_installations_in_one_tree_must_be_named(installed: Path, tmp_pa
         (("verify", "/nowhere"), 1),
         (("status", "--out", "/nowhere"), 1),
         (("build", "--out", "/tmp/x", "--release", "0.26.0", "--arch", "riscv64"), 3),
+        (("matrix", "--first", "newest"), 2),
+        (("matrix", "--last", "newest"), 2),
+        (("build", "--out", "/tmp/x", "--release", "0.26.0", "--index-url", "http://127.0.0.1:1/simple"), 3),
+        (("build", "--out", "/tmp/x", "--release", "0.26.0", "--index-url", "nonsense"), 3),
+        (("use", "/etc/hostname"), 1),
     ],
 )
 def test_each_way_to_fail_has_its_code_and_a_line(words: tuple[str, ...], code: int) -> None:
     got, _, err = command(*words)
     assert got == code
-    assert err.strip()
-    assert "Traceback" not in err
+    (line,) = err.splitlines()
+    assert not re.search(r"Traceback|Error\(|object at 0x|ConnectionPool", line), "in words of ours, not a library's"
+
+
+def test_a_bundle_in_the_wrong_place_is_told_with_what_to_do(installed: Path, tmp_path: Path) -> None:
+    built = bundle.build(Tree(installed), PATCHES, tmp_path / "bundles")
+    answers = tmp_path / "answers.json"
+    answers.write_text('{"results": [{"rank": 0, "files": []}]}')
+    code, _, err = command("verify", built.path, "--attested", answers)
+    assert (code, err.splitlines()[-1].startswith("mount the bundle where these workers keep vLLM")) == (1, True)
+    code, _, err = command("verify", built.path, "--attested", "http://127.0.0.1:1")
+    assert (code, "nobody listens there: is the engine up" in err) == (1, True)
+    answers.write_text("{")
+    assert "holds no JSON" in command("verify", built.path, "--attested", answers)[2]
+
+
+def test_a_list_shows_a_bundle_by_its_whole_name_which_other_commands_take(installed: Path, tmp_path: Path) -> None:
+    built = bundle.build(Tree(installed), PATCHES, tmp_path / "bundles")
+    assert built.path.name in command("status", "--out", built.path.parent)[1]
 
 
 def test_patches_of_no_such_name_are_refused(installed: Path, tmp_path: Path) -> None:

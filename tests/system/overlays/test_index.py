@@ -144,8 +144,9 @@ def test_a_kept_file_that_was_damaged_is_fetched_again(shelf: Shelf, url: str, t
         assert index.open("0.26.0").read(CUMEM) == stock(MIDDLE)[CUMEM].encode()
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(url: str) -> None:
-    with Index(url, Path("/proc/overlays-cache")) as index:
+@pytest.mark.parametrize("cache", ["/proc/overlays-cache", "/etc/hostname"])
+def test_a_cache_that_cannot_be_written_is_done_without(url: str, cache: str) -> None:
+    with Index(url, Path(cache)) as index:
         assert index.open("0.26.0").read(CUMEM) == stock(MIDDLE)[CUMEM].encode()
 
 
