@@ -29,6 +29,7 @@ ERROR_CHARS = 600
 _LEADERLESS = ("no cluster leader", "not ready to serve consistent reads", "leadership lost", "no leader")
 _ELSEWHERE = ("failed to get conn", "rpc error: eof", "connection refused", "no path to region", "i/o timeout")
 _CONFLICT = "enforcing job modify index"
+_NOT_NOMAD = "{} answers, but not as Nomad does: correct nomad.address"  # whose errors are plain text
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +249,7 @@ def _body(answer: requests.Response, as_text: bool, address: str) -> Any:
     try:
         return json.loads(answer.content)
     except ValueError:
-        raise LauncherAway(f"{address} answers, but not as Nomad does: correct nomad.address") from None
+        raise LauncherAway(_NOT_NOMAD.format(address)) from None
 
 
 def _mapping(answer: Any) -> Json:
@@ -277,6 +278,8 @@ def _error(doing: str, error: BaseNomadException, access: NomadAccess) -> Launch
         answer.status_code == 500 and any(words in lower for words in _ELSEWHERE)
     ):
         return LauncherAway(f"Nomad ({access.address}) could not {doing}: {answer.status_code} {text}")
+    if "html" in answer.headers.get("Content-Type", ""):
+        return LauncherAway(_NOT_NOMAD.format(access.address))
     return LaunchRefused(f"Nomad would not {doing}: {text}", answer.status_code)
 
 
@@ -285,6 +288,10 @@ def _reason(error: object) -> str:
     text = str(error)
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return "its certificate is not signed by an authority that we know: give nomad.ca_file"
+    if "WRONG_VERSION_NUMBER" in text:
+        return "it does not speak TLS: give its address with http://"
+    if "Failed to resolve" in text:
+        return "there is no host of that name"
     if "Connection refused" in text:
         return "nobody listens there"
     if isinstance(error, requests.exceptions.Timeout):

@@ -11,7 +11,7 @@ from rotator.cli.jobs_nomad import Outcome, compare, on_nomad, parsed_by_nomad, 
 from rotator.cli.options import AsJson, print_json
 from rotator.cli.rollout import rollout
 from rotator.jobs import Finding, JobsError, Rendered, Site, load_catalogue, load_site, render
-from rotator.jobs.known_broken import Situation
+from rotator.jobs.known_broken import Situation, is_version
 from rotator.jobs.lint import lint_job, lint_site, read_job
 from rotator.jobs.recipe import Arch
 from rotator.jobs.render import names
@@ -70,7 +70,7 @@ def _rows(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
         print_json(rows)
     elif rows:
         shown = (tuple("" if v is None else v for v in row.values()) for row in rows)
-        show.console().print(show.table(title, tuple(rows[0]), shown))
+        show.console().print(show.table(title, tuple(rows[0]), shown, whole=tuple(rows[0])[:1]))
 
 
 @jobs_app.command("render")
@@ -128,9 +128,14 @@ def lint(
 ) -> None:
     """Refuse what is known to break, and say where it is known from. Exit code 1 if anything is."""
     if file is None:
+        own = {"--var-file": var_file, "--nomad": nomad, "--vllm": vllm, "--arch": arch}
+        if given := [option for option, value in own.items() if value]:
+            fail(USAGE, f"{given[0]} is about a job file of your own: name it with --file")
         loaded = _site(site)
         _conclude(_orderly(lint_site, loaded, _chosen(loaded, jobs)), str(site), as_json)
         return
+    if jobs:
+        fail(USAGE, f"'{jobs[0]}': jobs are named of a site file, and --file is judged as a whole: give one of both")
     if nomad:
         job = on_nomad(config, lambda client: parsed_by_nomad(client, file, var_file))
     else:
@@ -142,6 +147,8 @@ def _facts(vllm: str | None, arch: str | None) -> Facts:
     known = get_args(Arch)
     if arch is not None and arch not in known:
         fail(USAGE, f"--arch: '{arch}' is none of {', '.join(known)}")
+    if vllm is not None and not is_version(vllm):
+        fail(USAGE, f"--vllm: '{vllm}' is no version: write what `vllm --version` tells, as 0.26.0")
     return Facts(Situation(vllm=vllm, arch=cast("Arch | None", arch)))
 
 

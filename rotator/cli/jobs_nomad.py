@@ -19,6 +19,10 @@ from rotator.jobs.files import read_text
 from rotator.ports import LaunchConflict, LauncherAway, LaunchError, LaunchRefused
 
 POLL_S = 2.0
+_ADVICE = {
+    "unreachable": "start Nomad there, or say where it is: NOMAD_ADDR, or nomad.address of a fleet file given with -c",
+    "leader": "try again when its servers have elected one",
+}
 _ENDED_BADLY = ("failed", "cancelled", "blocked")
 
 T = TypeVar("T")
@@ -67,7 +71,7 @@ def on_nomad(fleet: Path | None, ask: Callable[[Registry], Awaitable[T]]) -> T:
     except JobsError as e:
         fail(PROBLEM, *e.problems)
     except LauncherAway as e:
-        fail(REFUSED if e.kind == "token" else UNREACHABLE, str(e))
+        fail(REFUSED if e.kind == "token" else UNREACHABLE, str(e), *([_ADVICE[e.kind]] if e.kind in _ADVICE else []))
     except (LaunchRefused, LaunchConflict) as e:
         fail(REFUSED, str(e))
     except LaunchError as e:

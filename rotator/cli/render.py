@@ -1,8 +1,8 @@
 """What the service says, as tables for people. ``--json`` goes around all of this."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console, Group
 from rich.table import Table
@@ -34,11 +34,12 @@ def seconds(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    """Columns whose name ends in a unit or a count are set right."""
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], whole: Collection[str] = ()) -> Table:
+    """Columns whose name ends in a unit or a count are set right; those of ``whole`` are never broken, to be copied."""
     made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        made.add_column(column, justify="right" if column.endswith(("GiB", " s", "#")) else "left", overflow="fold")
+        justify: Literal["right", "left"] = "right" if column.endswith(("GiB", " s", "#")) else "left"
+        made.add_column(column, justify=justify, overflow="fold", no_wrap=column in whole)
     for row in rows:
         made.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
     return made

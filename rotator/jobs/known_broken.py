@@ -98,13 +98,20 @@ def found(entry: KnownBroken, place: str) -> Finding:
     return Finding(f"known-broken/{entry.id}", place, entry.problem, entry.fix, entry.source, is_error)
 
 
-def _in_range(version: str | None, specifier: str) -> bool:
-    """Nightlies count as the release that they lead to."""
+def is_version(text: str) -> bool:
+    """Whether it says which release it is."""
     try:
-        known = Version(version or "")
+        Version(text)
     except InvalidVersion:
         return False
-    return SpecifierSet(specifier).contains(Version(known.base_version))
+    return True
+
+
+def _in_range(version: str | None, specifier: str) -> bool:
+    """Nightlies count as the release that they lead to."""
+    if version is None or not is_version(version):
+        return False
+    return SpecifierSet(specifier).contains(Version(Version(version).base_version))
 
 
 def _holds(settings: Mapping[str, str], name: str, value: str | None) -> bool:

@@ -1,5 +1,6 @@
 """What is known to break: in a site's engines as they are rendered, between them, and in jobs that others wrote."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -36,7 +37,8 @@ def lint_rendered(site: Site, rendered: Rendered) -> tuple[Finding, ...]:
     engine = site.engines[rendered.name]
     recipe = load_recipe(engine.recipe)
     facts = facts_of(site, engine, recipe, rendered)
-    return (*check(of_rendered(rendered), facts), *_recipe_fits(site, engine, recipe, rendered))
+    own = (*_recipe_fits(site, engine, recipe, rendered), *_gate(site, engine, rendered))
+    return (*check(of_rendered(rendered), facts), *own)
 
 
 def facts_of(site: Site, engine: EngineSite, recipe: Recipe, rendered: Rendered) -> Facts:
@@ -85,6 +87,16 @@ def _recipe_fits(site: Site, engine: EngineSite, recipe: Recipe, rendered: Rende
     if len(mixed) > 1:
         problem = "its nodes differ in architecture or memory"
         yield Finding("nodes-equal", place, problem, "name two equal nodes", "vLLM: ranks are alike")
+
+
+def _gate(site: Site, engine: EngineSite, rendered: Rendered) -> Iterator[Finding]:
+    have, asked = min(site.nodes[name].gpu_memory_mib for name in engine.nodes), rendered.values["free_mib"]
+    if asked > have:
+        problem = f"it would wait for {asked} MiB of free VRAM on GPUs of {have} MiB"
+        fix = "correct free_mib or --gpu-memory-utilization: the gate never opens, and the start fails"
+        yield Finding(
+            "vram-gate", f"engine '{rendered.name}'", problem, fix, "jobs/engine.nomad.hcl: its prestart task"
+        )
 
 
 def _image(rendered: Rendered) -> Iterator[Finding]:
@@ -137,6 +149,8 @@ def lint_job(job: Mapping[str, Any], *, file: str, facts: Facts | None = None) -
 def read_job(path: Path, var_file: Path | None = None) -> Mapping[str, Any]:
     """A job file of anybody's: JSON, or HCL where pygohcl is installed. Raises JobsError with what to do."""
     text = read_text(path)
+    if path.suffix in (".yaml", ".yml"):
+        raise JobsError(f"{path}: is YAML, and jobs are HCL or JSON: give a site file with --site")
     if path.suffix == ".json":
         return job_of_json(text, file=str(path))
     try:
@@ -147,8 +161,14 @@ def read_job(path: Path, var_file: Path | None = None) -> Mapping[str, Any]:
         values = pygohcl.attributes_loads(read_text(var_file)) if var_file else {}
         parsed = pygohcl.loads(text)
     except pygohcl.HCLParseError as e:
-        raise JobsError(f"{path}: {' '.join(str(e).split())}") from None
+        raise JobsError(f"{path}: {_first_problem(str(e))}") from None
     return job_of_hcl(parsed, _plain(values), file=str(path))
+
+
+def _first_problem(text: str) -> str:
+    """Of a mistake and all that follows from it the first, with its line. The parser names a file of its own."""
+    _, *places = re.split(r",? *tmp\.hcl:", " ".join(text.split()))
+    return re.sub(r"^(\d+),[^:]*", r"line \1", places[0]) if places else text
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,7 +50,10 @@ def names(site: Site) -> tuple[str, ...]:
 def render(site: Site, name: str) -> Rendered:
     """One job of a site. Raises JobsError."""
     if name in site.engines:
-        return _engine(site, name, site.engines[name])
+        try:
+            return _engine(site, name, site.engines[name])
+        except JobsError as e:
+            raise JobsError(*(f"engine '{name}': {problem}" for problem in e.problems)) from None
     if name == ROTATOR and site.rotator:
         return _rotator(site)
     if site.lease and name.startswith(LEASE) and name.removeprefix(LEASE) in site.lease.nodes:

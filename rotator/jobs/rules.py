@@ -58,6 +58,13 @@ def _ranks(view: View, facts: Facts, named: Settings) -> Iterator[Finding]:
         yield Finding("gpu-count", view.place, problem, fix, "vLLM: one rank a GPU")
 
 
+def _share(view: View, facts: Facts, named: Settings) -> Iterator[Finding]:
+    share = named.get("--gpu-memory-utilization", "1")
+    if share in ("0", "0.0") or (share.replace(".", "", 1).isdigit() and float(share) > 1):
+        fix = "give a share of the whole GPU, as 0.9"
+        yield Finding("gpu-share", view.place, f"--gpu-memory-utilization {share} is no share", fix, "vLLM refuses it")
+
+
 # -- sleep -----------------------------------------------------------------------------------------------------------
 
 
@@ -265,7 +272,7 @@ def _watches(view: View, facts: Facts, named: Settings) -> Iterator[Finding]:
 
 
 _RULES: tuple[Rule, ...] = (
-    *(_devices, _ranks, _sleep, _level_2, _memory),
+    *(_devices, _ranks, _share, _sleep, _level_2, _memory),
     *(_deepseek, _multimodal, _broken),
     *(_process, _image, _ends, _restarts, _watches),
 )

@@ -169,10 +169,11 @@ async def test_an_agent_that_hangs_costs_its_deadline_and_no_more(tmp_path: Path
     server.close()
 
 
-async def test_something_else_at_the_address_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("head", ["200 OK", "501 Unsupported\r\nContent-Type: text/html;charset=utf-8"])
+async def test_something_else_at_the_address_is_named(head: str) -> None:
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+        writer.write(f"HTTP/1.1 {head}\r\nContent-Length: 5\r\n\r\nhello".encode())
         await writer.drain()
         writer.close()
 
@@ -181,6 +182,21 @@ async def test_something_else_at_the_address_is_named(tmp_path: Path) -> None:
     async with NomadClient(NomadAccess(address=f"http://127.0.0.1:{port}"), deadline_s=2) as client:
         with pytest.raises(LauncherAway, match=r"answers, but not as Nomad does: correct nomad.address"):
             await client.job("vllm-a")
+    server.close()
+
+
+async def test_an_agent_without_tls_is_told_apart_from_a_wrong_certificate() -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with NomadClient(NomadAccess(address=f"https://127.0.0.1:{port}"), deadline_s=3) as client:
+        with pytest.raises(LauncherAway, match="cannot be reached: it does not speak TLS: give its address with http:"):
+            await client.leader()
     server.close()
 
 

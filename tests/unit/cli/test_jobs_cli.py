@@ -9,6 +9,7 @@ from rotator.cli.main import run
 
 ROOT = Path(__file__).parents[3]
 SITE = str(ROOT / "examples" / "site.yaml")
+ENGINE = str(ROOT / "jobs" / "engine.nomad.hcl")
 
 
 def test_the_catalogue_is_listed_and_as_json_with_every_source(capsys: pytest.CaptureFixture[str]):
@@ -67,7 +68,11 @@ def test_a_job_file_of_ones_own_is_judged(tmp_path: Path, capsys: pytest.Capture
         (["render", "-s", "none.yaml"], 1, "rotator: none.yaml: cannot be read (No such file or directory)"),
         (["render", "rotator", "-s", SITE, "-o", "/dev/null/x"], 1, "cannot be written"),
         (["lint", "-f", "none.hcl"], 1, "rotator: none.hcl: cannot be read"),
-        (["lint", "-f", str(ROOT / "jobs" / "engine.nomad.hcl"), "--arch", "sm1"], 2, "--arch: 'sm1' is none of sm80"),
+        (["lint", "-f", ENGINE, "--arch", "sm1"], 2, "--arch: 'sm1' is none of sm80"),
+        (["lint", "-f", ENGINE, "--vllm", "newest"], 2, "--vllm: 'newest' is no version"),
+        (["lint", "-f", ENGINE, "glm-5.1"], 2, "'glm-5.1': jobs are named of a site file"),
+        (["lint", "-s", SITE, "--arch", "sm120"], 2, "--arch is about a job file of your own: name it with --file"),
+        (["lint", "-s", SITE, "--var-file", "x"], 2, "--var-file is about a job file of your own"),
         (["schema", "fleet"], 2, "rotator: 'fleet' is neither recipe nor site"),
         (["plan", "-s", SITE, "-c", "none.yaml"], 1, "rotator: none.yaml: cannot be read"),
     ],
@@ -96,7 +101,28 @@ def test_an_unreachable_nomad_has_its_own_exit_code(
 ):
     monkeypatch.setenv("NOMAD_ADDR", "http://127.0.0.1:1")
     assert run(["jobs", "plan", "glm-5.1", "-s", SITE]) == 3
-    assert "cannot be reached" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "cannot be reached: nobody listens there" in said
+    assert "start Nomad there, or say where it is: NOMAD_ADDR" in said
+    monkeypatch.setenv("NOMAD_ADDR", "http://no-such-host.invalid:4646")
+    assert run(["jobs", "plan", "glm-5.1", "-s", SITE]) == 3
+    assert "there is no host of that name" in capsys.readouterr().err
+
+
+def test_names_are_shown_whole_however_much_stands_beside_them(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(["jobs", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("deepseek-v4-flash-nvfp4 ")]
+
+
+def test_a_wrong_recipe_or_profile_is_told_with_its_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    broken = tmp_path / "site.yaml"
+    broken.write_text(Path(SITE).read_text().replace("recipe: glm-5.1-reap-478b-nvfp4", "recipe: glm-6"))
+    assert run(["jobs", "lint", "-s", str(broken)]) == 1
+    assert "rotator: engine 'glm-5.1': recipe 'glm-6': is not in the catalogue" in capsys.readouterr().err
 
 
 def test_the_reference_of_keys_in_the_docs_is_current(capsys: pytest.CaptureFixture[str]):

@@ -54,6 +54,9 @@ SITE_CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
         {"env": {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False"}},
     ),
     ("api-servers", "nemotron-omni", {"args": {"--api-server-count": 2}}, {"args": {"--api-server-count": 1}}),
+    ("gpu-share", "glm-5.1", {"args": {"--gpu-memory-utilization": 90}}, {"args": {"--gpu-memory-utilization": 1.0}}),
+    ("gpu-share", "glm-5.1", {"args": {"--gpu-memory-utilization": 0}}, {}),
+    ("vram-gate", "glm-5.1", {"free_mib": 97_888}, {"free_mib": 97_887}),
     ("memory-masters", "dsv4-flash", {"memory_mib": 120_000}, {"memory_mib": 170_000}),
     ("memory-node", "glm-5.1", {"memory_mib": 1_600_000}, {"memory_mib": 330_000}),
     ("kill-timeout", "glm-5.1", {"kill_timeout_s": 301}, {"kill_timeout_s": 300}),
@@ -198,6 +201,32 @@ def test_every_entry_applies_to_what_it_describes_and_not_to_what_differs_in_one
     )
     assert entry in match(fits)
     assert not applies(when, Situation(settings={name: value or "" for name, value in when.lacks.items()}))
+
+
+FIELD: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    # entry, an engine that breaks, what of it is otherwise where it does not
+    ("nccl-sm120-0.20", {"vllm": "0.20.2", "arch": "sm120", "ranks": 2}, {"arch": "sm90"}),
+    ("pool-skipped-0.14", {"vllm": "0.16.0", "allocator": "stock"}, {"allocator": "rotator"}),
+    ("free-races-kernels", {"vllm": "0.19.1", "allocator": "stock", "overlay": False}, {"overlay": True}),
+    (
+        "kv-tagged-runtime-lost",
+        {"vllm": "0.28.0", "allocator": "stock", "overlay": False, "settings": {"--enable-lora": ""}},
+        {"vllm": "0.29.0"},
+    ),
+    ("qwen3-next-level-2", {"family": "qwen3-next", "levels": (1, 2)}, {"levels": (1,)}),
+    ("mimo-fp8-tp8", {"family": "mimo-v2.5", "quantization": "fp8", "ranks": 8}, {"ranks": 4}),
+    (
+        "nemotron-nvfp4-tp",
+        {"family": "nemotron-omni", "quantization": "nvfp4", "arch": "sm121", "ranks": 2},
+        {"settings": {"--moe-backend": "flashinfer_cutlass"}},
+    ),
+]
+
+
+@pytest.mark.parametrize(("entry", "breaks", "otherwise"), FIELD, ids=lambda v: v if isinstance(v, str) else "")
+def test_what_the_field_saw_break_is_known(entry: str, breaks: dict[str, Any], otherwise: dict[str, Any]):
+    assert entry in {e.id for e in match(Situation(**breaks))}
+    assert entry not in {e.id for e in match(Situation(**{**breaks, **otherwise}))}
 
 
 def test_what_is_not_known_of_an_engine_makes_no_entry_apply():
@@ -404,7 +433,8 @@ def test_json_of_somebody_else_is_read(tmp_path: Path):
     [
         ("x.json", "{", "is not valid JSON"),
         ("x.json", "[]", "is no JSON object"),
-        ("x.hcl", 'job "a" {', "x.hcl: "),
+        ("x.hcl", "a b\nc: d\n", r"x\.hcl: line 1: Invalid block definition; [^.]*\.$"),
+        ("x.yaml", "engines: {}", r"x\.yaml: is YAML, .*--site"),
         ("x.hcl", 'variable "a" {}', "has no job block"),
     ],
 )
