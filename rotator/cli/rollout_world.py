@@ -1,8 +1,7 @@
-"""Fleet file, Nomad, ledger and environments as a rollout needs them, by the adapters that are there."""
+"""Fleet file, Nomad and ledger as a rollout needs them, by the adapters that are there."""
 
 import asyncio
 import os
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,14 +17,12 @@ from rotator.check.planned import ledger_url
 from rotator.config import ConfigError, EngineConfig, FleetConfig
 from rotator.jobs import JobsError, Rendered, load_site, render
 from rotator.jobs.render import named
-from rotator.ports import ArchiveError, LauncherAway, LaunchError, LedgerError
+from rotator.ports import LauncherAway, LaunchError, LedgerError
 from rotator.rollout.judge import Version
-from rotator.rollout.ports import Away, RolloutError, StepFailed
-from rotator.rollout.records import Settings, write_whole
+from rotator.rollout.ports import Away, RolloutError
+from rotator.rollout.records import write_whole
 
 NOMAD_S = 5.0
-INSTALL_S = 3600.0
-_TAIL = 2000
 
 
 class SystemClock:
@@ -49,8 +46,10 @@ class FleetFile:
     def read(self) -> str:
         try:
             return self.path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as e:
-            raise RolloutError(f"{self.path} cannot be read: {e}: give the service's own file with -c") from None
+        except OSError as e:
+            raise RolloutError(f"{self.path}: {e.strerror}: give the file that the service runs by, with -c") from None
+        except UnicodeDecodeError as e:
+            raise RolloutError(f"{self.path}: byte {e.start} is not UTF-8: save the file as UTF-8 text") from None
 
     def write(self, text: str) -> None:
         try:
@@ -63,7 +62,7 @@ class FleetFile:
             try:
                 self._parsed = text, config.parse(text, base=self.path.parent)
             except ConfigError as e:
-                raise RolloutError("\n".join(e.problems)) from None
+                raise RolloutError("\n".join(f"{self.path}: {problem}" for problem in e.problems)) from None
         return self._parsed[1]
 
     def version(self, text: str, engine: str, vllm: str) -> Version:
@@ -150,56 +149,6 @@ class LedgerBaselines:
 
     def close(self) -> None:
         self._kept.close()
-
-
-class LocalEnvironments:
-    """Implements rollout.ports.Environments: one environment, exchanged by one command."""
-
-    def __init__(self, settings: Settings, rollout_id: str) -> None:
-        self._prefix, self._archives = Path(settings.environment), Path(settings.archives)
-        self._install = settings.install
-        self._id = rollout_id
-
-    def archive(self, engine: str) -> Mapping[str, Any]:
-        from rotator.adapters.env_archive import archive, verify
-
-        name = f"rollout-{self._id}"
-        try:
-            if (self._archives / name).is_dir():  # the command died after it was made
-                verify(self._archives / name)
-            else:
-                archive(self._prefix, self._archives, name)
-        except ArchiveError as e:
-            raise StepFailed(str(e)) from None
-        return {"name": name}
-
-    def install(self, engine: str) -> Mapping[str, Any]:
-        said = f"`{' '.join(self._install)}`"
-        try:
-            done = subprocess.run(
-                self._install, capture_output=True, text=True, errors="replace", timeout=INSTALL_S, check=False
-            )
-        except OSError as e:
-            raise StepFailed(f"{said} cannot be run: {e.strerror}") from None
-        except subprocess.TimeoutExpired:
-            raise StepFailed(f"{said} did not end in {INSTALL_S:.0f} s") from None
-        tail = (done.stdout + done.stderr)[-_TAIL:]
-        if done.returncode != 0:
-            raise StepFailed(f"{said} ended with code {done.returncode}: {_last_line(tail)}", {"said": tail})
-        return {"said": tail}
-
-    def restore(self, engine: str, name: str) -> Mapping[str, Any]:
-        from rotator.adapters.env_restore import restore
-
-        try:
-            made = restore(self._archives, name)
-        except ArchiveError as e:
-            raise StepFailed(str(e)) from None
-        return {"prefix": made.prefix}
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["it said nothing"])[-1]
 
 
 def users_of(fleet: FleetConfig, prefix: Path) -> Sequence[EngineConfig]:

@@ -18,6 +18,7 @@ from rotator.rollout.steps import End, Entry, Move, Part, Result, Step, Way, nex
 
 FORMAT = 1
 NAME, LOCK = "rollout.json", "rollout.lock"
+MOVE_AWAY = "move it away if no rollout is under way"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +94,15 @@ class Records:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as e:
-            raise RolloutError(f"{self.path} cannot be read: {e}: move it away if no rollout is under way") from None
+            raise RolloutError(f"{self.path} cannot be read: {e}: {MOVE_AWAY}") from None
+        if not isinstance(told, dict):
+            raise RolloutError(f"{self.path} is no journal of a rollout: {MOVE_AWAY}")
         if told.get("format") != FORMAT:
             raise RolloutError(f"{self.path} is of another release (format {told.get('format')}): go on with that one")
-        return _rollout(told)
+        try:
+            return _rollout(told)
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise RolloutError(f"{self.path} is no journal of a rollout ({e!r}): {MOVE_AWAY}") from None
 
     def keep(self, rollout: Rollout) -> None:
         """Durable when it returns. Raises RolloutError."""

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,10 @@ class Killable:
             self._process = subprocess.Popen(words, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
     async def killed_after(self, words: str) -> None:
-        await eventually(lambda: words in self._log.read_text(), within_s=60, what=self._log.read_text)
+        await self.killed_when(lambda: words in self._log.read_text())
+
+    async def killed_when(self, it_is_so: Callable[[], bool]) -> None:
+        await eventually(it_is_so, within_s=60, what=self._log.read_text)
         self._process.kill()
         await asyncio.to_thread(self._process.wait, 20)
 

@@ -1,17 +1,14 @@
-"""What is refused before anything is begun, and environments that are exchanged in place."""
+"""What is refused before anything is begun."""
 
 import hashlib
 import json
-import sys
-import venv
 from pathlib import Path
 
 import pytest
 
 from rotator.cli.main import run
 from rotator.cli.rollout_check import bundle_problems, environment_problems
-from rotator.cli.rollout_world import FleetFile, LocalEnvironments
-from rotator.rollout.ports import StepFailed
+from rotator.cli.rollout_world import FleetFile
 from rotator.rollout.records import Settings
 
 OLD = """\
@@ -63,8 +60,64 @@ def test_what_to_do_must_be_said_once_and_where_it_can_be_done(
     code, words = said(file, capsys, "--to", str(away))
     assert (code, "paths in it are relative to its folder" in words) == (2, True)
     assert said(file, capsys, "--to", str(file), "--recall", "8,many")[0] == 2
+    assert said(file, capsys, "--to", str(file), "--recall", "")[0] == 2, "an empty variable of a script is no wish"
+    assert said(file, capsys, "--to", str(file), "--site-to", str(file))[0] == 2
+    assert said(file, capsys, "--to", str(file.with_name("none.yaml")))[0] == 2
     assert said(file, capsys, "--resume") == (1, "rotator: there is no rollout here: begin one with --to\n")
     assert said(file, capsys, "--status") == (0, "there was no rollout here yet\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--install", "pip install vllm"), "--install changes an environment: name it with --environment"),
+        (("--to", "new.yaml", "--environment", "/opt/a"), "--environment /opt/a: say what changes it with --install"),
+        (("--install", " ", "--environment", "/opt/a"), "--install: there is no command in it"),
+        (("--install", "pip 'vllm", "--environment", "/opt/a"), "is no command line (no closing quotation)"),
+        (("--install", "x", "--environment", "/opt/a", "--to", "new.yaml"), "give one of --to, --site-to, --install"),
+        (("--site-to", "site.yaml"), "--site-to: no engine's job comes from a site file"),
+    ],
+)
+def test_options_that_say_too_little_or_two_things_are_refused(
+    file: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], why: str
+) -> None:
+    code, lines = said(file, capsys, *words)
+    assert (code, why in lines) == (2, True), lines
+
+
+def test_a_site_file_that_is_not_there_or_is_none_is_told_before_anything_is_begun(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = "launcher: nomad, port: 8001, job: {site: old.yaml}"
+    file.write_text(f"engines:\n  - {{name: a, gpus: [0], {job}}}\n")
+    before = file.read_text()
+    assert said(file, capsys, "--site-to", "none.yaml") == (2, "rotator: --site-to: there is no file none.yaml\n")
+    assert said(file, capsys, "--site-to", str(file.parent)) == (
+        2,
+        f"rotator: --site-to: there is no file {file.parent}\n",
+    )
+    assert file.read_text() == before
+
+
+def test_a_target_that_is_no_fleet_file_is_told_by_its_own_name(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = file.with_name("new.yaml")
+    target.write_text("engines: 3\n")
+    code, words = said(file, capsys, "--to", str(target))
+    assert (code, words.startswith(f"rotator: {target}: engines: should be a list")) == (1, True), words
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 1}', '{"format": 1, "settings": 3, "parts": [], "log": []}'])
+def test_a_journal_that_is_none_is_told_and_left_alone(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    file.write_text(f"state_dir: state\n{OLD}")
+    journal = tmp_path / "state" / "rollout" / "rollout.json"
+    journal.parent.mkdir(parents=True)
+    journal.write_text(text)
+    for words in (("--status",), ("--resume",), ("--to", str(file))):
+        code, lines = said(file, capsys, *words)
+        assert (code, "move it away if no rollout is under way" in lines) == (1, True), lines
+    assert journal.read_text() == text
 
 
 def test_a_service_that_is_not_there_has_its_own_exit_code(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,6 +125,7 @@ def test_a_service_that_is_not_there_has_its_own_exit_code(file: Path, capsys: p
     target.write_text(OLD.replace("/opt/a/", "/opt/a2/"))
     code, words = said(file, capsys, "--to", str(target))
     assert (code, "cannot reach the service" in words) == (3, True)
+    assert words.endswith("nothing was begun\n"), "there is nothing to resume"
 
 
 def test_a_tampered_bundle_is_refused(file: Path, tmp_path: Path) -> None:
@@ -95,20 +149,3 @@ def test_an_environment_that_engines_share_is_not_changed_under_them(file: Path)
     assert list(environment_problems(fleet, Settings(environment="/opt/a"), ["a"])) == []
     assert "engines c run from it too" in next(environment_problems(fleet, Settings(environment="/opt/b"), ["b"]))
     assert "share it" in next(environment_problems(fleet, Settings(environment="/opt/b"), ["b", "c"]))
-
-
-def test_an_environment_that_an_install_spoiled_is_put_back(tmp_path: Path) -> None:
-    prefix = tmp_path / "opt/vllm"
-    venv.create(prefix, symlinks=True, with_pip=False)
-    release = next(prefix.glob("lib/python3*/site-packages")) / "release.txt"
-    release.write_text("old")
-    spoil = (sys.executable, "-c", f"open({str(release)!r}, 'w').write('half'); raise SystemExit('no space left')")
-    given = Settings(environment=str(prefix), archives=str(tmp_path / "kept"), install=spoil)
-    mine = LocalEnvironments(given, "1")
-    name = mine.archive("a")["name"]
-    assert mine.archive("a")["name"] == name, "a second time after a death"
-    with pytest.raises(StepFailed, match="ended with code 1: no space left"):
-        mine.install("a")
-    assert release.read_text() == "half"
-    mine.restore("a", name)
-    assert release.read_text() == "old"
