@@ -93,16 +93,39 @@ async def test_two_engines_take_turns_as_allocations(rig: Rig, nomad: NomadDoubl
         assert (await rig.view(name))["pids"] == sorted(rig.engine_processes(name))
 
 
-async def test_requests_are_served_and_take_turns_while_nomad_is_away(rig: Rig, nomad: NomadDouble) -> None:
+async def fall(nomad: NomadDouble, how: str, *, over: bool = False) -> None:
+    """Nomad goes away in one of three ways, or comes back from it."""
+    match how:
+        case "nomad.unreachable":
+            await (nomad.start() if over else nomad.stop())
+        case "nomad.leader":
+            nomad.leaderless = not over
+        case "nomad.token":
+            nomad.token = "s3cret" if over else "another"
+    nomad.cut_streams()
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("nomad.unreachable", "cannot be reached"),
+        ("nomad.leader", "Nomad has no leader now"),
+        ("nomad.token", "refuses our token"),
+    ],
+)
+async def test_requests_are_served_and_take_turns_while_nomad_is_away(
+    rig: Rig, nomad: NomadDouble, how: str, words: str
+) -> None:
     mark = rig.events.now()
     long = await rig.chat("a", "story", 300).begun()
-    await nomad.stop()
-    await rig.events.wait("nomad.unreachable", since=mark)
+    await fall(nomad, how)
+    told = await rig.events.wait(how, since=mark)
+    assert words in told["data"]["reason"]
     assert await rig.say("b")
     assert (await long.end()).done
-    assert any("cannot be reached" in reason for reason in (await rig.readiness())["reasons"])
-    await nomad.start()
-    await rig.events.wait("nomad.unreachable_over", since=mark)
+    assert any(words in reason for reason in (await rig.readiness())["reasons"])
+    await fall(nomad, how, over=True)
+    await rig.events.wait(f"{how}_over", since=mark)
     await rig.check()
     assert (await rig.readiness())["reasons"] == []
 
@@ -144,6 +167,20 @@ async def test_an_engine_that_fails_its_sleep_is_killed_through_nomad_and_comes_
     await rig.check()
     rows = (await rig.get("/ledger?table=transitions&engine=a&action=stop"))["rows"]
     assert rows[0]["result"] == "ok", "its bytes were not back"
+
+
+async def test_an_allocation_that_nomad_lost_serves_on_and_takes_turns(rig: Rig, nomad: NomadDouble) -> None:
+    mark, before = rig.events.now(), await rig.pids()
+    await nomad.cluster.lose("vllm-a")
+    told = await rig.events.wait("nomad.allocation", "a", mark)
+    assert "is down for Nomad (it serves on)" in told["data"]["reason"]
+    assert any("it serves on" in note for note in (await rig.view("a"))["notes"])
+    assert await rig.say("b")
+    assert await rig.say("a")
+    assert await rig.pids() == before
+    await nomad.cluster.reconnect("vllm-a")
+    await rig.events.wait("nomad.allocation_over", "a", mark)
+    await rig.check()
 
 
 async def test_an_allocation_that_dies_is_revived_by_the_service_alone(rig: Rig, nomad: NomadDouble) -> None:
