@@ -30,7 +30,7 @@ jobs_app.command()(rollout)
 SITE_DEFAULT = Path("site.yaml")
 SitePath = Annotated[Path, typer.Option("--site", "-s", help="the site file")]
 Names = Annotated[
-    list[str] | None, typer.Argument(help="engines of the site, gpu-lease@<node> or rotator; all if none")
+    list[str] | None, typer.Argument(help="engines of the site, gpu-lease@<node>, agents or rotator; all if none")
 ]
 Fleet = Annotated[Path | None, typer.Option("--config", "-c", help="fleet file, for its section 'nomad'")]
 Deadline = Annotated[float, typer.Option("--deadline", min=1, max=86400, help="wait at most so many seconds for a job")]

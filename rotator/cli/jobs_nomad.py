@@ -73,7 +73,7 @@ def on_nomad(fleet: Path | None, ask: Callable[[Registry], Awaitable[T]]) -> T:
     except LauncherAway as e:
         fail(REFUSED if e.kind == "token" else UNREACHABLE, str(e), *([_ADVICE[e.kind]] if e.kind in _ADVICE else []))
     except (LaunchRefused, LaunchConflict) as e:
-        fail(REFUSED, str(e))
+        fail(REFUSED, str(e), *(["give the job's variables with --var-file"] if "Unset variable" in str(e) else []))
     except LaunchError as e:
         fail(PROBLEM, str(e))
 

@@ -13,6 +13,7 @@ from rotator.jobs.recipe import Recipe, Value, env_word, load_recipe, words
 from rotator.jobs.site import EngineSite, NodeSite, Site, load_site
 
 LEASE = "gpu-lease@"
+AGENTS = "agents"
 ROTATOR = "rotator"
 MIB = 1 << 20
 # What a container needs beside the masters: the ranks' own heaps, CUDA contexts, compiled graphs.
@@ -44,7 +45,8 @@ class Rendered:
 def names(site: Site) -> tuple[str, ...]:
     """Every job of a site, in the order in which they are to be run."""
     leases = [f"{LEASE}{node}" for node in site.lease.nodes] if site.lease else []
-    return (*leases, *site.engines, *([ROTATOR] if site.rotator else []))
+    agents = [AGENTS] if site.agents else []
+    return (*leases, *agents, *site.engines, *([ROTATOR] if site.rotator else []))
 
 
 def render(site: Site, name: str) -> Rendered:
@@ -54,6 +56,8 @@ def render(site: Site, name: str) -> Rendered:
             return _engine(site, name, site.engines[name])
         except JobsError as e:
             raise JobsError(*(f"engine '{name}': {problem}" for problem in e.problems)) from None
+    if name == AGENTS and site.agents:
+        return _agents(site)
     if name == ROTATOR and site.rotator:
         return _rotator(site)
     if site.lease and name.startswith(LEASE) and name.removeprefix(LEASE) in site.lease.nodes:
@@ -240,6 +244,23 @@ def _lease(site: Site, node: str) -> Rendered:
         "gpu_uuids": list(site.nodes[node].gpus),
     }
     return _made(site, f"{LEASE}{node}", values["job_id"], "gpu-lease", values)
+
+
+def _agents(site: Site) -> Rendered:
+    own = site.agents
+    if own is None:
+        raise JobsError("agents: is not in the site file: add it")
+    values = {
+        "job_id": own.job_id,
+        "namespace": site.namespace,
+        "nodes": list(own.nodes),
+        "image": own.image,
+        "config_dir": own.config_dir,
+        "mounts": dict(own.mounts),
+        "cpu": own.cpu,
+        "memory_mb": own.memory_mib,
+    }
+    return _made(site, AGENTS, own.job_id, "agent", values)
 
 
 def _rotator(site: Site) -> Rendered:

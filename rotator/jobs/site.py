@@ -74,6 +74,18 @@ class RotatorSite(Section):
     job_id: str = Field(default="rotator", pattern=_JOB_ID)
 
 
+class AgentsSite(Section):
+    """The agents of other nodes, as one system job."""
+
+    image: str = Field(min_length=1, description="the service's image, by digest")
+    nodes: tuple[str, ...] = Field(min_length=1, description="where one is to run; not on the service's own node")
+    config_dir: HostPath = Field(default="/etc/rotator", description="on each node: agent.yaml and what it names")
+    mounts: dict[HostPath, HostPath] = Field(default={}, description="further directories, read-only")
+    cpu: int = Field(default=500, ge=1)
+    memory_mib: int = Field(default=512, ge=64)
+    job_id: str = Field(default="rotator-agent", pattern=_JOB_ID)
+
+
 class EngineSite(Section):
     """One engine: which recipe, where, with what of its own."""
 
@@ -116,6 +128,7 @@ class Site(Section):
     images: dict[str, ImageSite] = Field(min_length=1)
     engines: dict[Annotated[str, Field(pattern=NAME)], EngineSite] = Field(min_length=1)
     lease: LeaseSite | None = None
+    agents: AgentsSite | None = None
     rotator: RotatorSite | None = None
 
     @model_validator(mode="after")
@@ -131,6 +144,8 @@ class Site(Section):
             self._gpus(place, engine)
         for node in self.lease.nodes if self.lease else ():
             self._node(node, "lease")
+        for node in self.agents.nodes if self.agents else ():
+            self._node(node, "agents")
         if self.rotator:
             self._node(self.rotator.node, "rotator")
         return self

@@ -40,6 +40,8 @@ def _template(variables: str) -> str:
     names = set(re.findall(r"(?m)^(\w+) =", variables))
     if "worker" in names:
         return "engine-two-node"
+    if "nodes" in names:
+        return "agent"
     return "rotator" if "config_dir" in names else "engine" if "model_dir" in names else "gpu-lease"
 
 

@@ -195,8 +195,22 @@ def _canonical(job: Json) -> Json:
     job["Update"], again = update, job.pop("Reschedule", None)
     job["Meta"] = _texts(job["Meta"])
     job["TaskGroups"] = [_group(group, update, again) for group in job.get("TaskGroups") or ()]
+    if job["Type"] == "system":
+        _check_system(job, again)
     _each(job.get("Constraints"), lambda c: c.setdefault("Operand", "="))
     return job
+
+
+def _check_system(job: Json, again: Json | None) -> None:
+    """One allocation on every node that fits: there is nothing to count, and nowhere else to go."""
+    if again is not None:
+        raise HclError("System jobs should not have a reschedule policy")
+    for group in job["TaskGroups"]:
+        if group["Count"] > 1:
+            raise HclError(
+                f"Job task group {group['Name']} has count {group['Count']}. Count cannot exceed 1 with system"
+            )
+        group["ReschedulePolicy"] = None
 
 
 def _group(group: Json, update: Json, again: Json | None) -> Json:

@@ -14,6 +14,7 @@ from rotator.cli import jobs_nomad
 from rotator.cli.main import run
 from tests.nomad_double import NomadDouble
 from tests.unit.jobs.parsed import FIXED, kept, made
+from tests.unit.jobs.sites import EXAMPLE
 
 Command = Callable[..., Awaitable[int]]
 
@@ -33,8 +34,8 @@ def jobs(nomad: NomadDouble, monkeypatch: pytest.MonkeyPatch) -> Command:
     monkeypatch.setenv("NOMAD_TOKEN", "let-me-in")
     monkeypatch.setattr(jobs_nomad, "POLL_S", 0.02)
 
-    async def command(*arguments: str) -> int:
-        return await asyncio.to_thread(run, ["jobs", *arguments, "--site", str(FIXED)])
+    async def command(*arguments: str, site: Path = FIXED) -> int:
+        return await asyncio.to_thread(run, ["jobs", *arguments, "--site", str(site)])
 
     return command
 
@@ -58,6 +59,19 @@ async def test_jobs_are_registered_one_after_another_and_then_nothing_differs(
     assert await jobs("diff") == 0
     assert await jobs("run") == 0
     assert capsys.readouterr().out.count("is as registered") == 8
+
+
+async def test_agents_of_all_nodes_are_one_system_job(
+    jobs: Command, nomad: NomadDouble, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("NOMAD_NAMESPACE")
+    assert await jobs("run", "agents", "--deadline", "20", site=EXAMPLE) == 0
+    assert "agents (rotator-agent): registered and healthy" in capsys.readouterr().out
+    job = nomad.cluster.jobs["rotator-agent"]
+    (wanted,) = job["Constraints"]
+    assert (job["Type"], wanted["Operand"], wanted["RTarget"]) == ("system", "set_contains_any", "spark1,spark2")
+    assert job["TaskGroups"][0]["Tasks"][0]["Config"]["args"] == ["agent", "-c", "/etc/rotator/agent.yaml"]
+    assert await jobs("diff", "agents", site=EXAMPLE) == 0
 
 
 async def test_what_was_changed_behind_the_site_file_is_shown(
@@ -123,6 +137,8 @@ async def test_a_file_of_ones_own_is_parsed_by_nomad_and_then_judged(
     spec, variables = tmp_path / "mine.hcl", tmp_path / "vars.hcl"
     spec.write_text(one.hcl)
     variables.write_text(one.variables)
+    assert await jobs("lint", "--nomad", "--file", str(spec)) == 4
+    assert "give the job's variables with --var-file" in capsys.readouterr().err
     assert await jobs("lint", "--nomad", "--file", str(spec), "--var-file", str(variables)) == 0
     assert "0 errors, 1 warnings" in capsys.readouterr().out
 

@@ -113,11 +113,11 @@ def test_an_image_named_by_tag_is_refused():
     assert "image-digest" in rules(with_image(ref="vllm/vllm-openai@sha256:12"), "glm-5.1")
 
 
-def test_a_rotator_or_a_lease_named_by_tag_is_refused_too():
+def test_a_rotator_an_agent_or_a_lease_named_by_tag_is_refused_too():
     data = site_data()
-    data["rotator"]["image"] = data["lease"]["image"] = "some/image:latest"
+    data["rotator"]["image"] = data["agents"]["image"] = data["lease"]["image"] = "some/image:latest"
     found = [f.place for f in lint_site(Site.model_validate(data)) if f.rule == "image-digest"]
-    assert found == ["job 'gpu-lease@box'", "job 'rotator'"]
+    assert found == ["job 'gpu-lease@box'", "job 'agents'", "job 'rotator'"]
 
 
 @pytest.mark.parametrize("version", ["0.20.0", "0.20.2", "0.20.2rc1.dev3+gabc"])

@@ -20,7 +20,7 @@ SITE = load_site(EXAMPLE)
 
 
 @pytest.mark.parametrize(
-    "name", ["dsv4-flash", "dsv4-flash-spark", "glm-5.1", "nemotron-omni", "gpu-lease@box", "rotator"]
+    "name", ["dsv4-flash", "dsv4-flash-spark", "glm-5.1", "nemotron-omni", "gpu-lease@box", "agents", "rotator"]
 )
 def test_a_render_is_the_golden_text(name: str):
     made = render(SITE, name)
@@ -126,6 +126,7 @@ def test_a_job_is_found_by_its_engine_or_by_a_recipe_that_one_engine_uses():
         (("rotator", "node"), "moon", "rotator: node 'moon' is not in 'nodes'"),
         (("engines", "glm-5.1", "model_dir"), "models", "model_dir"),
         (("nodes", "box", "gpus"), [0, 1], "gpus"),
+        (("agents", "nodes"), ["nowhere"], "agents: node 'nowhere' is not in 'nodes'"),
     ],
 )
 def test_a_site_that_cannot_be_is_refused(place: tuple[str, ...], value: Any, said: str):

@@ -9,7 +9,7 @@ import pygohcl
 import pytest
 
 from tests.unit.jobs.keys import FILE
-from tests.unit.jobs.sites import SPECS
+from tests.unit.jobs.sites import ROOT, SPECS
 
 PARSED = {path: pygohcl.loads(path.read_text(encoding="utf-8")) for path in SPECS}
 ENGINES = [path for path in SPECS if path.name.startswith("engine")]
@@ -38,9 +38,9 @@ def unknown(value: Any, known: Mapping[str, Any] | None, place: str) -> Iterator
                 yield from unknown(inner, known.get(key, known.get("*")), f"{place}.{key}")
 
 
-def test_the_four_specs_are_there():
+def test_the_five_specs_are_there():
     names = {path.name.removesuffix(".nomad.hcl") for path in SPECS}
-    assert names == {"engine", "engine-two-node", "gpu-lease", "rotator"}
+    assert names == {"agent", "engine", "engine-two-node", "gpu-lease", "rotator"}
 
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda p: p.name)
@@ -156,3 +156,20 @@ def test_there_is_never_a_second_rotator_and_it_sees_the_gpus_and_keeps_its_ledg
     assert '"/var/lib/rotator"' in task["config"]["mounts"]
     assert '"utility"' in task["env"]
     assert task["identity"] == {"env": True}
+
+
+def test_an_agent_runs_on_each_node_that_is_named_with_the_rights_of_its_unit_and_no_others():
+    spec = job(next(p for p in SPECS if p.name.startswith("agent")))
+    task = spec["group"]["agent"]["task"]["agent"]
+    assert (spec["type"], spec["node_pool"]) == ("system", "all")
+    assert spec["constraint"] == {
+        "attribute": "node.unique.name",
+        "operator": "set_contains_any",
+        "value": 'join(",", var.nodes)',
+    }
+    assert not {"count", "reschedule", "disconnect"} & {*spec, *spec["group"]["agent"]}, "not for system jobs"
+    unit = (ROOT / "deploy" / "systemd" / "rotator-agent.service").read_text(encoding="utf-8")
+    rights = re.findall(r"CAP_(\w+)", unit.split("CapabilityBoundingSet=")[1].splitlines()[0])
+    assert {right.lower() for right in rights} == set(task["config"]["cap_add"])
+    assert task["config"]["cap_drop"] == ["all"]
+    assert (task["config"]["pid_mode"], task["config"]["network_mode"], task["user"]) == ("host", "host", "root")
