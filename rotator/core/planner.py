@@ -3,7 +3,8 @@
 Wishes are served in turn: commands (oldest first), engines that the calendar keeps awake, engines that clients want (by
 urgency, the overdue first), engines to be loaded at start, default engines, and last those that are likely wanted soon.
 A wish that fits goes in; else the cheapest set of engines yields for it; else it is blocked, with the reason. What then
-is idle may go down the ladder. Three rules make that safe and fair:
+is idle may go down the ladder. When the service ends, only the first of these are served (``Serves``). Three rules
+make that safe and fair:
 
   * Every GPU takes part in one swap at most, and in none while a transition is under way on it. So the free bytes of a
     GPU never change within one plan, and a plan's swaps may run in any order or at once.
@@ -33,6 +34,7 @@ from rotator.core.values import (
     GpuId,
     Level,
     Plan,
+    Serves,
     Snapshot,
     State,
 )
@@ -41,6 +43,8 @@ from rotator.core.yielding import Wish
 
 def plan(snapshot: Snapshot) -> Plan:
     """Decide what happens now. The same snapshot gives the same plan. Raises nothing for any well-formed snapshot."""
+    if snapshot.serves is not Serves.ALL:
+        return _last(snapshot)
     schedule = calendar.resolve(snapshot)
     snapshot = calendar.applied(snapshot, schedule)
     planning = Planning(snapshot)
@@ -49,10 +53,7 @@ def plan(snapshot: Snapshot) -> Plan:
     for call in schedule.calls:
         if call.engine not in planning.asked:
             planning.admit(Wish(snapshot.engines[call.engine], reason=call.reason))
-    planning.turns = by_turn(snapshot)
-    for engine in planning.turns:
-        if engine.name not in planning.asked and not planning.turned_away(engine):
-            planning.admit(Wish(engine))
+    _take_turns(snapshot, planning)
     for engine in _preloads(snapshot):
         if engine.name not in planning.asked:
             planning.admit(Wish(engine, preload=True))
@@ -74,6 +75,23 @@ def plan(snapshot: Snapshot) -> Plan:
     if schedule.look_again_at_s is not None:
         look_again_s.append(schedule.look_again_at_s)
     return Plan(tuple(planning.swaps), tuple(planning.blocked), min(look_again_s, default=None))
+
+
+def _last(snapshot: Snapshot) -> Plan:
+    """What still happens when the service ends: whatever else came in now would outlive it."""
+    planning = Planning(snapshot)
+    _Orders(snapshot, planning).serve()
+    if snapshot.serves is Serves.UNDER_WAY:
+        _take_turns(snapshot, planning)
+    untils_s = (b.until_s for b in planning.blocked if b.until_s is not None)
+    return Plan(tuple(planning.swaps), tuple(planning.blocked), min(untils_s, default=None))
+
+
+def _take_turns(snapshot: Snapshot, planning: Planning) -> None:
+    planning.turns = by_turn(snapshot)
+    for engine in planning.turns:
+        if engine.name not in planning.asked and not planning.turned_away(engine):
+            planning.admit(Wish(engine))
 
 
 def _prewake(snapshot: Snapshot, planning: Planning) -> None:

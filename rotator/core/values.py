@@ -203,6 +203,14 @@ class Calendar:
     released_s: Mapping[EngineName, float] = field(default_factory=dict)
 
 
+class Serves(StrEnum):
+    """Whose wishes a plan serves."""
+
+    ALL = "all"
+    UNDER_WAY = "under_way"  # the service ends: commands, and streams that stand still, so that they can end
+    COMMANDS = "commands"  # its engines are put away: nothing that a plan would do by itself
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything a plan depends on. ``claimed`` are GPUs on which a transition is under way."""
@@ -218,6 +226,7 @@ class Snapshot:
     commands: tuple[Command, ...] = ()
     policy: Policy = field(default_factory=Policy)
     calendar: Calendar = field(default_factory=Calendar)
+    serves: Serves = Serves.ALL
 
 
 @dataclass(frozen=True, slots=True)
