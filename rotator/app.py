@@ -59,10 +59,12 @@ from rotator.service.loop import Loop
 from rotator.service.mailbox import LauncherTold
 from rotator.service.measuring import measure
 from rotator.service.metrics import Metrics
+from rotator.service.operations import ShuttingDown
 from rotator.service.operator import Operator
 from rotator.service.quotas import Quotas
 from rotator.service.sessions import Sessions
 from rotator.service.setup import Setup
+from rotator.service.shutdown import put_away
 from rotator.service.timers import Timers
 from rotator.service.tls import open_tls, read_certificates
 from rotator.service.tracing import Traces
@@ -73,7 +75,7 @@ from rotator.web.house import open_page
 
 _log = logging.getLogger("rotator")
 _INVENTORY_S = 10.0
-_PUT_AWAY_S = 120.0
+_REMOVE_S = 120.0  # for the engines that a reload's file no longer has
 
 
 def serve(config_path: Path) -> int:
@@ -332,26 +334,15 @@ class _Service:
         """Refuse the rest, let in-flight work finish within its bound, then do with the engines as configured."""
         recovery = world.config.recovery
         tell_systemd("STOPPING=1")
-        self._loop.draining = True
+        await self._loop.do(self._loop.wind_down)
         world.traffic.shut()
         world.bus.publish("service.stopping", on_shutdown=recovery.on_shutdown)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(recovery.shutdown_drain_s):
                 await self._loop.settled()
         if recovery.on_shutdown != "leave":
-            await self._put_away(CommandKind.SLEEP if recovery.on_shutdown == "sleep" else CommandKind.STOP)
+            await put_away(self._loop, CommandKind.SLEEP if recovery.on_shutdown == "sleep" else CommandKind.STOP)
         await self._loop.recorder.settled()
-
-    async def _put_away(self, kind: CommandKind) -> None:
-        self._loop.draining = False  # these commands, and nothing else: nobody can ask for anything any more
-        live = [e for e in self._loop.all_runtimes() if is_live(e.state) and e.config.launcher != "attach"]
-        commands = [Command(kind, e.name, force=True) for e in live if kind is CommandKind.STOP or e.state == "awake"]
-        results = await asyncio.gather(
-            *(self._operator.command(c, wait=True, deadline_s=_PUT_AWAY_S) for c in commands), return_exceptions=True
-        )
-        for command, result in zip(commands, results, strict=True):
-            if isinstance(result, BaseException):
-                _log.error("%s of %s at shutdown: %s", command.kind.value, command.engine, result)
 
     # -- reload ------------------------------------------------------------------------------------------------------
 
@@ -367,6 +358,8 @@ class _Service:
 
     async def _reload(self) -> tuple[str, ...]:
         """Read the file again, stop engines that it no longer has, apply the rest at once."""
+        if self._loop.draining:
+            raise ShuttingDown
         new = await asyncio.to_thread(load, self._path)
         if not new.keys and not self._bind.is_loopback:
             raise ConfigError(["keys: this service listens beyond loopback: keep a key, or restart it on 127.0.0.1"])
@@ -375,7 +368,7 @@ class _Service:
         kept = {e.name for e in new.engines}
         gone = [e.name for e in self._loop.all_runtimes() if e.name not in kept and is_live(e.state)]
         await asyncio.gather(
-            *(self._operator.command(Command(CommandKind.STOP, n), wait=True, deadline_s=_PUT_AWAY_S) for n in gone)
+            *(self._operator.command(Command(CommandKind.STOP, n), wait=True, deadline_s=_REMOVE_S) for n in gone)
         )
         changes = await self._loop.do(lambda: self._setup.apply(new))
         self._config = new

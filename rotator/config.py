@@ -275,9 +275,11 @@ class RecoveryConfig(Section):
     )
     breaker_window_s: float = Field(default=3600, gt=0, description="within which faults are counted")
     on_shutdown: Literal["leave", "sleep", "stop"] = Field(
-        default="leave", description="what SIGTERM does to the engines"
+        default="leave", description="what SIGTERM does to the engines; who still moves after 120 s is killed"
     )
-    shutdown_drain_s: float = Field(default=30, ge=0)
+    shutdown_drain_s: float = Field(
+        default=30, ge=0, description="how long work in flight may still take after SIGTERM, before on_shutdown"
+    )
 
 
 class LedgerConfig(Section):

@@ -143,6 +143,8 @@ class Admitter:
             return False
         before = await self._readings(engine)
         handle = await self._launch(engine)
+        if engine.state is not State.STARTING:
+            await self._give_up(engine, handle)
         await self._owner.learned(engine.name, Facts("", handle=handle))
         await self._world.ledger.put_engine(engine.record())
         await self._ready(engine, begun + engine.config.start_deadline_s)
@@ -164,6 +166,12 @@ class Admitter:
         if handle is None:
             raise LaunchError(f"nothing answers at {engine.url}: start the engine there, it is attached and not ours")
         return handle
+
+    async def _give_up(self, engine: EngineRuntime, handle: Handle) -> None:
+        """It was stopped while its launcher was still asked: whoever ended it could not know of these processes."""
+        if engine.config.launcher != "attach":
+            await self._world.launchers[engine.config.launcher].stop(handle, grace_s=0.0)
+        raise StartFailed(engine.reason)
 
     async def _ready(self, engine: EngineRuntime, give_up_at_s: float) -> None:
         """Return once it answers /health. Raises StartFailed at the deadline, or when it died meanwhile."""

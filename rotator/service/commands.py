@@ -15,7 +15,7 @@ from rotator.core.values import (
     Swap,
 )
 from rotator.service.mailbox import Asked
-from rotator.service.operations import CommandFailed, CommandRefused, CommandResult, CommandTimeout
+from rotator.service.operations import CommandFailed, CommandRefused, CommandResult, CommandTimeout, ShuttingDown
 from rotator.service.records import ActiveSwap
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Desk:
         self._loop = loop
         self._pending: list[_Pending] = []
         self._in_swap: dict[str, list[_Pending]] = {}
+        self._closed = False
 
     def take(self, asked: Asked) -> None:
         now = self._loop.now_s()
@@ -55,10 +56,19 @@ class Desk:
             entry = _Pending(command, answer, asked.expires_at_s, now, plan)
             if self._satisfied(command):
                 self._succeed(entry, {})
+            elif self._closed and not asked.closing:
+                _refuse(entry, ShuttingDown())
             elif len(self._pending) >= PENDING_MAX:
                 _refuse(entry, CommandRefused("too many commands are pending: wait until some are done"))
             else:
                 self._pending.append(entry)
+
+    def close(self) -> None:
+        """The service ends: who waits or comes is refused."""
+        self._closed = True
+        pending, self._pending = self._pending, []
+        for entry in pending:
+            _refuse(entry, ShuttingDown())
 
     def pending_commands(self) -> tuple[Command, ...]:
         return tuple(p.command for p in self._pending)

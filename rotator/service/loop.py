@@ -27,6 +27,7 @@ from rotator.core.values import (
     Health,
     Level,
     Plan,
+    Serves,
     Snapshot,
     State,
     Step,
@@ -70,6 +71,7 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 YIELD_AGAIN_S = 10.0  # an engine that could not yield (streams that cannot freeze) is not asked again before
+_COMES_IN = {Event.LAUNCH, Event.WAKE}
 _OPENS = {Event.STARTED, Event.WOKE, Event.ADOPTED_AWAKE, Event.DRAIN_ABANDONED}
 _ENDS = {Event.GONE: "stopped", Event.GONE_FAULTY: "failed", Event.GONE_LIAR: "quarantined"}
 
@@ -92,7 +94,7 @@ class Loop:
         self.active: dict[str, ActiveSwap] = {}
         self.last_plan = Plan()
         self.adopting = True
-        self.draining = False
+        self.serves = Serves.ALL
         self.launcher_notes: dict[str, str] = {}  # by topic: what concerns all engines of a launcher
         self.bugs = 0  # decisions that raised; shown by readiness
         self.rebuild: Callable[[EngineName], None] | None = None  # takes a changed configuration over, once it is down
@@ -121,6 +123,20 @@ class Loop:
         self.tell(Do(action, done))
         result: T = await done
         return result
+
+    @property
+    def draining(self) -> bool:
+        """Whether the service ends."""
+        return self.serves is not Serves.ALL
+
+    def wind_down(self) -> None:
+        """The service ends: what is under way may end, nothing else begins. Only within the loop's task."""
+        self.serves = Serves.UNDER_WAY
+        self.desk.close()
+
+    def serve_commands_alone(self) -> None:
+        """The engines are put away: what came in now would outlive the service. Only within the loop's task."""
+        self.serves = Serves.COMMANDS
 
     def runtime(self, engine: EngineName) -> EngineRuntime:
         return self.fleet.engines[engine]
@@ -169,7 +185,8 @@ class Loop:
 
     def snapshot(self, commands: tuple[Command, ...] = ()) -> Snapshot:
         calendar = self.calendar.snapshot(self.now_s(), self._wall())
-        snapshot = self.fleet.snapshot(self.now_s(), self.claimed(), commands, calendar)
+        seen = self.fleet.snapshot(self.now_s(), self.claimed(), commands, calendar)
+        snapshot = replace(seen, serves=self.serves) if self.draining else seen
         promised = self._promised_host_bytes()
         if not promised:
             return snapshot
@@ -205,6 +222,9 @@ class Loop:
         """Return when nothing is in flight and no swap is under way."""
         for engine in self.all_runtimes():
             await self.world.traffic.drained(engine.name)
+        await self.swaps_ended()
+
+    async def swaps_ended(self) -> None:
         while tasks := [a.task for a in self.active.values() if a.task]:
             await asyncio.wait(tasks)
             await asyncio.sleep(0)
@@ -293,6 +313,9 @@ class Loop:
         return self._apply(name, event, facts)
 
     def _apply(self, name: EngineName, event: Event, facts: Facts) -> bool:
+        if event in _COMES_IN and self.serves is Serves.COMMANDS:
+            _log.info("%s does not come in: the service ends", name)
+            return False
         try:
             engine = self.fleet.apply(name, event, facts, self.now_s())
         except (LifecycleError, KeyError) as e:
@@ -378,7 +401,7 @@ class Loop:
     def _decide(self) -> None:
         for active in self.active.values():
             _set(active.unwanted, not self._is_wanted(active))
-        if self.adopting or (self.draining and not self._stands_still()):
+        if self.adopting or (self.serves is Serves.UNDER_WAY and not self._stands_still()):
             return
         if not self.world.ledger.healthy:
             return  # no room in the journal: nothing starts; the ledger tries again by itself
@@ -437,6 +460,8 @@ class Loop:
         """A swap is wanted while somebody waits for its engine; commands and preloads are wanted to their end."""
         admit = active.swap.admit
         swap = active.swap
+        if admit is not None and self.serves is Serves.COMMANDS:
+            return False
         if admit is None or active.commands or swap.command or swap.ahead or admit.engine not in self.fleet.engines:
             return True
         engine, traffic = self.fleet.engines[admit.engine], self.world.traffic

@@ -74,11 +74,13 @@ class LauncherTold:
 
 @dataclass(slots=True)
 class Asked:
-    """An operator's commands, given together. ``answers`` has one future a command."""
+    """An operator's commands, given together. ``answers`` has one future a command. ``closing``: the service's own, at
+    its end."""
 
     commands: tuple[Command, ...]
     answers: tuple[asyncio.Future[CommandResult], ...]
     expires_at_s: float
+    closing: bool = False
 
 
 @dataclass(slots=True)

@@ -36,6 +36,13 @@ class CommandRefused(RotatorError):
     """The command makes no sense now (why, and what would), or the plan cannot serve it."""
 
 
+class ShuttingDown(CommandRefused):
+    """The service ends and takes no new wishes."""
+
+    def __init__(self) -> None:
+        super().__init__("the service is shutting down: ask again once it is back")
+
+
 class CommandFailed(RotatorError):
     """It was begun and failed: the reason is in the text, the evidence in the journal."""
 

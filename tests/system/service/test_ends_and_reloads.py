@@ -1,5 +1,7 @@
 """SIGTERM, SIGHUP and reloads: what is in flight ends in order, what a change does not concern is not touched."""
 
+import asyncio
+import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -88,6 +90,23 @@ async def test_sigterm_wakes_what_stands_still_so_that_it_can_end(rig: Rig) -> N
     assert (await frozen.end()).text == undisturbed
     assert frozen.answer.done
     await rig.events.close()
+
+
+async def test_nothing_comes_in_while_the_engines_are_stopped(tmp_path: Path) -> None:
+    """One failed and would come back after its backoff, one has just begun to start, one is slow to go."""
+    late = engine("late", gpus=[1], arguments=["--load-s", "60"])
+    engines = [engine("fails"), late, engine("slow", gpus=[2], stop_grace_s=2)]
+    recovery = {"on_shutdown": "stop", "shutdown_drain_s": 0.1, "backoff_first_s": 0.8}
+    async with rig_up(tmp_path, engines, gpus=3, recovery=recovery) as rig:
+        await asyncio.gather(rig.say("fails"), rig.say("slow"))
+        await rig.post("/engines/late/start", wait=False)
+        await rig.until_state("late", "starting")
+        os.kill(await rig.pid("slow"), signal.SIGSTOP)
+        mark = rig.events.now()
+        os.kill(await rig.pid("fails"), signal.SIGKILL)
+        await rig.events.wait("engine.failed", "fails", since=mark)
+        assert await rig.terminate() == 0
+        assert not rig.processes()
 
 
 @pytest.mark.parametrize("how", ["signal", "request"])

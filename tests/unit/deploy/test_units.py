@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rotator import app
 from rotator.config import RecoveryConfig
+from rotator.service.shutdown import CUT_S, PUT_AWAY_S
 
 FOLDER = Path(__file__).parents[3] / "deploy/systemd"
 UNITS = ("rotator", "rotator-agent")
@@ -72,7 +72,7 @@ def test_engines_outlive_the_service_and_its_restarts() -> None:
 
 
 def test_a_stop_waits_for_the_whole_of_what_a_shutdown_may_take() -> None:
-    needed_s = RecoveryConfig().shutdown_drain_s + app._PUT_AWAY_S
+    needed_s = RecoveryConfig().shutdown_drain_s + PUT_AWAY_S + CUT_S
     assert int(read("rotator")["Service.TimeoutStopSec"][0]) >= needed_s + 20
 
 

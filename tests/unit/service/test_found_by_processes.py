@@ -91,7 +91,7 @@ def test_streams_that_stand_still_when_the_service_is_told_to_end_are_woken_and_
             await asyncio.sleep(3.0)
             running = asyncio.create_task(service.ask("b", serves_s=30.0))
             await service.until("b", State.AWAKE)
-            service.loop.draining = True
+            await service.loop.do(service.loop.wind_down)
             service.traffic.shut()
             async with asyncio.timeout(200):
                 await service.loop.settled()
