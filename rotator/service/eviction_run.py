@@ -83,6 +83,7 @@ class Evictor:
             raise KeepsItsTurn(f"{engine.name} changed while the swap began")
         if step.force:
             self._world.traffic.abort(engine.name, f"an operator forced {engine.name} to {step.action.value}")
+            return
         if not await self._finishes(step, active) and (why := self._cannot_freeze(step, engine)):
             active.refused.add(engine.name)
             raise KeepsItsTurn(why)
