@@ -1,6 +1,7 @@
 """What stands before every operators' route: foreign pages and odd bodies are refused, scopes are asked for."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import Request, Security
@@ -108,6 +109,16 @@ class Need:
         denial = self._authorize(request.headers, scope)
         if denial is not None:
             raise denied(denial)
+
+    async def while_allowed(
+        self, request: Request, scope: KeyScope, chunks: AsyncGenerator[bytes]
+    ) -> AsyncGenerator[bytes]:
+        """A stream that may last for ever, for as long as its key is good; looked at with each piece."""
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                if self._authorize(request.headers, scope) is not None:
+                    return
+                yield chunk
 
     def _checker(self, scope: KeyScope) -> Callable[..., Awaitable[None]]:
         async def has_scope(

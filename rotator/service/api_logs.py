@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
 from rotator.ports import EngineLogs
@@ -44,6 +44,7 @@ def logs_router(ops: Operations, logs: EngineLogs, events: EventBus, need: Need)
         responses={**_EXAMPLE, **responses(404, 502, 503)},
     )
     async def log(
+        request: Request,
         name: str,
         lines: Annotated[int, Query(ge=0, le=LINES_MAX, description="how many of the last lines")] = 200,
         follow: Annotated[bool, Query(description="go on with what is added, until you leave")] = False,
@@ -55,7 +56,8 @@ def logs_router(ops: Operations, logs: EngineLogs, events: EventBus, need: Need)
             raise ProblemError(404, "no-log", "No log here", detail)
         if readers >= READERS_MAX:
             raise ProblemError(503, "too-many-readers", "Too many readers", f"{readers} read logs already: close one")
-        text = _text(logs.read(view.log_path, lines=lines, follow=follow), events)
+        whole = _text(logs.read(view.log_path, lines=lines, follow=follow), events)
+        text = need.while_allowed(request, "operate", whole)
         first = await anext(text)  # what cannot be read is told as a problem, before the answer begins
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(counted(_after(first, text)), media_type="text/plain", headers=headers)

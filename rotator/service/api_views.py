@@ -99,11 +99,11 @@ def journal_router(ops: Operations, events: EventBus, need: Need, keepalive_s: f
         check = await ops.check_ledger()
         return LedgerCheckModel(matches=check.matches, differences=list(check.differences))
 
-    _events_route(router, events, keepalive_s)
+    _events_route(router, events, need, keepalive_s)
     return router
 
 
-def _events_route(router: APIRouter, events: EventBus, keepalive_s: float) -> None:
+def _events_route(router: APIRouter, events: EventBus, need: Need, keepalive_s: float) -> None:
     readers = 0
 
     async def counted(stream: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
@@ -123,6 +123,7 @@ def _events_route(router: APIRouter, events: EventBus, keepalive_s: float) -> No
         responses={**api_examples.EVENTS, **responses(503)},
     )
     async def follow(
+        request: Request,
         kind: Annotated[list[str] | None, Query(max_length=32, description="a kind, or its part before a dot")] = None,
         engine: Annotated[list[str] | None, Query(max_length=32, description="only events of this engine")] = None,
         after: Annotated[str | None, Query(description="like Last-Event-ID; 0: everything that is kept")] = None,
@@ -134,6 +135,7 @@ def _events_route(router: APIRouter, events: EventBus, keepalive_s: float) -> No
             raise ProblemError(503, "too-many-readers", "Too many readers", detail)
         resume = api_events.resume_after(events, last_event_id if last_event_id is not None else after)
         wanted = api_events.Wanted(kind or (), engine or ())
-        body = counted(api_events.stream(events, wanted, resume, keepalive_s))
+        stream = need.while_allowed(request, "operate", api_events.stream(events, wanted, resume, keepalive_s))
+        body = counted(stream)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(body, media_type="text/event-stream", headers=headers)

@@ -8,6 +8,7 @@ A key is 256 random bits, so one SHA-256 hides it as well as any slow hash would
 why not more: decision 0020. Digests are found by a table, so the time taken tells of none how close it came.
 """
 
+import asyncio
 import hashlib
 import hmac
 import ipaddress
@@ -87,6 +88,7 @@ class Keys:
         self, keys: Iterable[KeyConfig] = (), bind: BindConfig | None = None, sessions: Sessions | None = None
     ) -> None:
         self.sessions = sessions
+        self._replaced = asyncio.Event()
         self._bind = bind or BindConfig()
         self._hosts = {h.lower() for h in (*self._bind.hosts, self._bind.host, "localhost")}
         self._take(keys)
@@ -100,11 +102,19 @@ class Keys:
         self._verified: OrderedDict[bytes, _Known] = OrderedDict()  # sessions' tokens, by digest
 
     def replace(self, keys: Iterable[KeyConfig]) -> None:
-        """Other keys from now on, also for sessions. Requests that were let in go on."""
+        """Other keys from now on, also for sessions. Requests that were let in go on; who only watches is looked at
+        again (``lapses``)."""
         keys = tuple(keys)
         if self.sessions is not None:
             self.sessions.replace(keys)
         self._take(keys)
+        self._replaced.set()
+        self._replaced = asyncio.Event()
+
+    async def lapses(self, holds: Callable[[], bool]) -> None:
+        """Return as soon as keys are in force under which ``holds`` is not true any more."""
+        while holds():
+            await self._replaced.wait()
 
     @property
     def configured(self) -> bool:

@@ -5,6 +5,7 @@ stands for the key, and every action goes through REST with it. Without keys the
 """
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -171,16 +172,23 @@ class Door:
         if viewer is None or self._room.guests >= self._config.viewers_max:
             await send({"type": "websocket.close", "code": 1008})
             return
-        ends_in_s = None if viewer.ends_wall_s is None else max(0.0, viewer.ends_wall_s - time.time())
         self._room.enter()
         try:
             await self._room.ready()
             await receive()  # the connect
-            await self._pipe.websocket(self._room.socket, scope, receive, send, viewer.headers(), ends_in_s)
+            over = self._session_over(viewer, headers)
+            await self._pipe.websocket(self._room.socket, scope, receive, send, viewer.headers(), over)
         except PageDown:
             await send({"type": "websocket.close", "code": 1013})
         finally:
             self._room.leave()
+
+    async def _session_over(self, viewer: Viewer, headers: Mapping[str, str]) -> None:
+        """Return when the viewer's time is over, or when the key behind it is gone or may do other things than then."""
+        ends_in_s = None if viewer.ends_wall_s is None else max(0.0, viewer.ends_wall_s - time.time())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ends_in_s):
+                await self._keys.lapses(lambda: self._viewer(headers) == viewer)
 
 
 async def _given_key(request: Request) -> str:

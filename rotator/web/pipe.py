@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from typing import Any
 
 import aiohttp
 from starlette.types import Message, Receive, Scope, Send
@@ -62,25 +63,38 @@ class Pipe:
                 raise PageDown(f"the page's process did not answer: {type(e).__name__}") from None
 
     async def websocket(
-        self, socket: str, scope: Scope, receive: Receive, send: Send, more: Mapping[str, str], ends_in_s: float | None
+        self,
+        socket: str,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        more: Mapping[str, str],
+        over: Coroutine[Any, Any, None],
     ) -> None:
-        """Carry a websocket until either side ends it, or ``ends_in_s`` have passed. Raises PageDown where the process
-        does not take it."""
+        """Carry a websocket until either side ends it, or ``over`` returns. Raises PageDown where the process does not
+        take it."""
+        ending = asyncio.ensure_future(over)
+        try:
+            there = await self._dial(socket, scope, more)
+            try:
+                await send({"type": "websocket.accept"})
+                await _both_ways(there, receive, send, ending)
+            finally:
+                with contextlib.suppress(aiohttp.ClientError, OSError):
+                    await there.close()
+        finally:
+            ending.cancel()
+
+    async def _dial(self, socket: str, scope: Scope, more: Mapping[str, str]) -> aiohttp.ClientWebSocketResponse:
         session = await self._to(socket)
         timeout = aiohttp.ClientWSTimeout(ws_close=2.0)
         try:
             async with asyncio.timeout(ANSWER_S):
-                there = await session.ws_connect(
+                return await session.ws_connect(
                     _url(scope), headers=_headers(scope, more), max_msg_size=MESSAGE_MAX_BYTES * 16, timeout=timeout
                 )
         except (aiohttp.ClientError, OSError, TimeoutError) as e:
             raise PageDown(f"the page's process did not answer: {type(e).__name__}") from None
-        try:
-            await send({"type": "websocket.accept"})
-            await _both_ways(there, receive, send, ends_in_s)
-        finally:
-            with contextlib.suppress(aiohttp.ClientError, OSError):
-                await there.close()
 
     async def _to(self, socket: str) -> aiohttp.ClientSession:
         if self._session is None or self._socket != socket:
@@ -96,13 +110,14 @@ class Pipe:
 
 
 async def _both_ways(
-    there: aiohttp.ClientWebSocketResponse, receive: Receive, send: Send, ends_in_s: float | None
+    there: aiohttp.ClientWebSocketResponse, receive: Receive, send: Send, ending: "asyncio.Future[None]"
 ) -> None:
-    ways = {asyncio.ensure_future(_outward(there, receive)), asyncio.ensure_future(_inward(there, send))}
-    done, left = await asyncio.wait(ways, timeout=ends_in_s, return_when=asyncio.FIRST_COMPLETED)
-    for way in left:
+    outward, inward = asyncio.ensure_future(_outward(there, receive)), asyncio.ensure_future(_inward(there, send))
+    await asyncio.wait((outward, inward, ending), return_when=asyncio.FIRST_COMPLETED)
+    done = [way for way in (outward, inward) if way.done()]
+    for way in (outward, inward):
         way.cancel()
-    await asyncio.gather(*ways, return_exceptions=True)
+    await asyncio.gather(outward, inward, return_exceptions=True)
     if all(way.result() for way in done if not way.exception()):  # the browser is still there
         with contextlib.suppress(RuntimeError):
             await send({"type": "websocket.close", "code": 1001})

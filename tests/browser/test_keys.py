@@ -1,5 +1,6 @@
 """The page of a service with keys: who sees what, who may do what, and what the browser keeps of it."""
 
+import signal
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -96,6 +97,22 @@ async def test_a_session_lasts_over_a_restart_of_the_service(browser: Browser, r
     await viewer.page.wait_for_selector(".engine", timeout=SOON_MS)
     await expect(viewer.button("More for a")).to_be_visible(timeout=SOON_MS)
     await viewer.close()
+
+
+async def test_an_open_page_is_asked_for_a_key_as_soon_as_its_own_is_gone(browser: Browser, rig: Rig) -> None:
+    viewer, stays = await logged_in(browser, rig, "operate"), await logged_in(browser, rig, "admin")
+    keys = rig.settings["keys"]
+    rig.settings["keys"] = [k for k in keys if k["scopes"] != ["operate"]]
+    rig.write_fleet()
+    assert rig.service is not None
+    rig.service.send_signal(signal.SIGHUP)
+    await expect(viewer.page.locator("#key")).to_be_visible(timeout=SOON_MS)
+    await stays.sees("a", "stopped")
+    rig.settings["keys"] = keys
+    rig.write_fleet()
+    rig.service.send_signal(signal.SIGHUP)
+    for each in (viewer, stays):
+        await each.close()
 
 
 async def test_one_page_too_many_is_told_so_and_let_in_when_there_is_room(browser: Browser, rig: Rig) -> None:

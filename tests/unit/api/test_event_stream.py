@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator
 
 import pytest
 from fastapi import FastAPI
@@ -9,7 +10,8 @@ from fastapi import FastAPI
 from rotator.service.api import create_api
 from rotator.service.api_events import LAST_EVENT
 from rotator.service.events import EventBus
-from rotator.service.keys import allow_all
+from rotator.service.keys import Keys, allow_all
+from tests.unit.api.conftest import key
 from tests.unit.api.fakes import FakeOperations
 
 
@@ -23,9 +25,13 @@ class Reader:
         last_event_id: str | None = None,
         keepalive_s: float = 5,
         app: FastAPI | None = None,
+        path: str = "/events",
+        secret: str = "",
     ) -> None:
         self._app = app or create_api(FakeOperations(), bus, authorize=allow_all, keepalive_s=keepalive_s)
         headers = [(b"host", b"127.0.0.1")]
+        if secret:
+            headers.append((b"authorization", f"Bearer {secret}".encode()))
         if last_event_id is not None:
             headers.append((b"last-event-id", last_event_id.encode()))
         self._scope = {
@@ -33,8 +39,8 @@ class Reader:
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": "1.1",
             "method": "GET",
-            "path": "/events",
-            "raw_path": b"/events",
+            "path": path,
+            "raw_path": path.encode(),
             "query_string": query.encode(),
             "headers": headers,
             "scheme": "http",
@@ -79,6 +85,10 @@ class Reader:
     async def chunk(self) -> bytes:
         async with asyncio.timeout(5):
             return await self._chunks.get()
+
+    def left(self) -> list[bytes]:
+        """What came and was not read."""
+        return [self._chunks.get_nowait() for _ in range(self._chunks.qsize())]
 
     async def event(self) -> dict[str, object]:
         lines = (await self.chunk()).decode().split("\n")
@@ -154,6 +164,38 @@ async def test_the_stream_ends_with_the_service_even_for_a_reader_of_other_kinds
         assert (await reader.event())["kind"] == LAST_EVENT
         async with asyncio.timeout(5):
             await reader.ended.wait()
+
+
+async def test_the_stream_ends_with_the_key_that_it_was_opened_with(bus: EventBus):
+    keys = Keys([key("operate"), key("admin")])
+    app = create_api(FakeOperations(), bus, authorize=keys.authorize_operator, keepalive_s=0.01)
+    async with Reader(bus, app=app, secret="operate-secret") as gone, Reader(bus, app=app, secret="admin-secret"):
+        keys.replace([key("admin")])
+        bus.publish("swap.begun", "told to nobody without a key")
+        async with asyncio.timeout(5):
+            await gone.ended.wait()
+        assert not [c for c in gone.left() if b"swap.begun" in c]
+
+
+class EndlessLog:
+    """A log to which nothing is added."""
+
+    async def read(self, path: str, *, lines: int, follow: bool) -> AsyncGenerator[tuple[str, ...]]:
+        yield ("the last line",)
+        while follow:
+            await asyncio.sleep(0.01)
+            yield ()
+
+
+async def test_a_followed_log_ends_with_the_key_that_it_was_opened_with(bus: EventBus):
+    keys = Keys([key("operate")])
+    app = create_api(FakeOperations(), bus, authorize=keys.authorize_operator, logs=EndlessLog())
+    reader = Reader(bus, "follow=true", app=app, path="/engines/glm-5.1/logs", secret="operate-secret")
+    reading = asyncio.create_task(reader.run())
+    assert await reader.chunk() == b"the last line\n"
+    keys.replace([key("admin")])
+    async with asyncio.timeout(5):
+        await reading
 
 
 async def test_a_value_that_is_no_json_is_shown_as_text(bus: EventBus):

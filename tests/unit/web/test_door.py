@@ -1,7 +1,8 @@
 """Who gets through the page's door, without the page behind it."""
 
+import asyncio
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -60,9 +61,23 @@ class FakePipe:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b"the page"})
 
-    async def websocket(self, socket: str, scope: Scope, receive: Receive, send: Send, *_: Any) -> None:
+    async def websocket(
+        self,
+        socket: str,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        more: Mapping[str, str],
+        over: Coroutine[Any, Any, None],
+    ) -> None:
+        """Open until the browser leaves or it is over."""
         await send({"type": "websocket.accept"})
-        await send({"type": "websocket.close", "code": 1000})
+        ending, leaving = asyncio.ensure_future(over), asyncio.ensure_future(receive())
+        await asyncio.wait((ending, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not leaving.done():
+            await send({"type": "websocket.close", "code": 1001})
+        for task in (ending, leaving):
+            task.cancel()
 
     async def close(self) -> None:
         return None
@@ -163,6 +178,81 @@ def test_a_websocket_needs_the_session_and_the_same_origin(room: FakeRoom):
         with client.websocket_connect(path, headers={"origin": URL}):
             pass
     assert (room.begun, room.guests) == (1, 0)
+
+
+class OpenPage:
+    """A page's websocket, open; what the browser is sent is in ``told``."""
+
+    def __init__(self, front: Door, token: str) -> None:
+        headers = [(b"host", b"127.0.0.1:8400"), (b"cookie", f"{COOKIE}={token}".encode())]
+        self._scope = {"type": "websocket", "path": "/_nicegui_ws/socket.io/", "query_string": b"", "headers": headers}
+        self._browser: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._browser.put_nowait({"type": "websocket.connect"})
+        self.told: asyncio.Queue[str] = asyncio.Queue()
+        self.task = asyncio.create_task(front(self._scope, self._browser.get, self._send))
+
+    async def _send(self, message: Any) -> None:
+        self.told.put_nowait(message["type"])
+
+    async def hears(self, what: str) -> None:
+        async with asyncio.timeout(5):
+            assert await self.told.get() == what
+
+    async def opened(self) -> None:
+        await self.hears("websocket.accept")
+        await _settled()
+
+    async def leave(self) -> None:
+        self._browser.put_nowait({"type": "websocket.disconnect"})
+        await self.task
+
+
+async def _settled() -> None:
+    """Everybody who can go on has gone on."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    "later", [(), (key("infer"),), (KeyConfig(name="a admin", sha256="0" * 64, scopes=("admin",)),)]
+)
+async def test_an_open_page_ends_with_its_key(room: FakeRoom, later: tuple[KeyConfig, ...]):
+    front = door(room, key("admin"))
+    assert front._keys.sessions is not None
+    page = OpenPage(front, front._keys.sessions.issue("a admin"))
+    await page.opened()
+    front._keys.replace(later)
+    await page.hears("websocket.close")
+    await page.task
+    assert room.guests == 0
+
+
+async def test_an_open_page_ends_when_its_key_may_do_less(room: FakeRoom):
+    front = door(room, key("admin"))
+    assert front._keys.sessions is not None
+    page = OpenPage(front, front._keys.sessions.issue("a admin"))
+    await page.opened()
+    front._keys.replace([key("admin").model_copy(update={"scopes": ("infer",)})])
+    await page.hears("websocket.close")
+
+
+async def test_an_open_page_stays_when_other_keys_change(room: FakeRoom):
+    front = door(room, key("admin"))
+    assert front._keys.sessions is not None
+    page = OpenPage(front, front._keys.sessions.issue("a admin"))
+    await page.opened()
+    front._keys.replace([key("admin"), key("infer")])
+    await _settled()
+    await page.leave()
+    assert page.told.empty()
+
+
+async def test_a_page_opened_without_keys_ends_when_there_are_some(room: FakeRoom):
+    front = door(room)
+    page = OpenPage(front, "")
+    await page.opened()
+    front._keys.replace([key("admin")])
+    await page.hears("websocket.close")
 
 
 def test_viewers_beyond_the_bound_are_told(room: FakeRoom):

@@ -32,6 +32,14 @@
   }).observe(document.body, { childList: true, subtree: true });
   setInterval(tick, 1000);
 
+  /* A session that is over is not connected again: without this the page would try for ever. */
+  setInterval(async () => {
+    if (document.getElementById("popup")?.getAttribute("aria-hidden") !== "false") return;
+    try {
+      if ((await fetch("/favicon.ico", { cache: "no-store" })).status === 401) location.reload();
+    } catch { /* the service is away: the library tries again */ }
+  }, 2000);
+
   window.rotatorGo = (name) => {
     const heading = document.getElementById(`h-${name}`);
     if (!heading) return;
