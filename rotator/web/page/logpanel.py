@@ -1,18 +1,17 @@
 """The log of one engine, with what is written to it meanwhile: what REST gives, without the secrets in it."""
 
 import asyncio
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nicegui import ui
 
 from rotator.web.page import parts
+from rotator.web.page.loglines import LINES_MAX, LogLines
 from rotator.web.page.model import Model
 from rotator.web.page.source import Unanswered
 from rotator.web.page.text import esc
 
-LINES_MAX = 400
 _DRAW_EVERY_S = 0.5  # however much an engine writes
 _AGAIN_S = 5.0
 
@@ -25,7 +24,7 @@ class LogPanel:
         self._token = token
         self._allowed = allowed
         self._names: list[str] = []
-        self._lines: deque[str] = deque(maxlen=LINES_MAX)
+        self._lines = LogLines()
         self._news = False
         self._reading: asyncio.Task[None] | None = None
         if not allowed:
@@ -66,10 +65,10 @@ class LogPanel:
             self._lines.clear()
             try:
                 async for lines in self._source.log(self._token, engine, LINES_MAX, follow):
-                    self._lines.extend(lines.split("\n"))
+                    self._lines.add(lines)
                     self._news = True
             except Unanswered as e:
-                self._lines.append(str(e))
+                self._lines.add(str(e))
             self._news = True
             if not follow:
                 return
@@ -78,4 +77,5 @@ class LogPanel:
     def _draw(self) -> None:
         if self._news:
             self._news = False
-            self._box.set_content(esc("\n".join(self._lines)))
+            more = f"… for what was before: rotator logs {self._engine.value} -n 10000"
+            self._box.set_content(esc(self._lines.text(more)))
