@@ -10,10 +10,16 @@ from rotator.ports import HostMemory, Recovered
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """``line`` reads ``place: problem: fix``. An error keeps something from working; a warning may be meant."""
+    """``line`` reads ``place: problem: fix``. An error keeps something from working; a warning may be meant; a note
+    only says what the rest was judged beside."""
 
     line: str
     is_error: bool = True
+    is_note: bool = False
+
+    @property
+    def level(self) -> str:
+        return "note" if self.is_note else "error" if self.is_error else "warning"
 
 
 def error(place: str, problem: str, fix: str) -> Finding:
@@ -22,6 +28,10 @@ def error(place: str, problem: str, fix: str) -> Finding:
 
 def warning(place: str, problem: str, fix: str) -> Finding:
     return Finding(f"{place}: {problem}: {fix}", is_error=False)
+
+
+def note(place: str, what: str, hint: str) -> Finding:
+    return Finding(f"{place}: {what}: {hint}", is_error=False, is_note=True)
 
 
 class Surroundings(Protocol):
@@ -34,6 +44,18 @@ class Surroundings(Protocol):
 
     def port_holder(self, host: str, port: int) -> str | None:
         """Who listens there, in words; None where the port is free."""
+        ...
+
+    def service_pid(self, ledger_url: str, port: int) -> int | None:
+        """The process that holds this ledger and listens on this port; None where nobody does both, or nobody tells."""
+        ...
+
+    def engine_on(self, port: int, state_dir: Path) -> str | None:
+        """Which engine of the service with this folder listens there; None where it is none, or nobody tells."""
+        ...
+
+    def engine_of(self, pid: int, state_dir: Path) -> str | None:
+        """Which engine of the service with this folder the process belongs to, likewise."""
         ...
 
     def program_problem(self, program: str, workdir: str | None, path: str | None) -> str | None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from rotator.check.findings import Finding, Surroundings, error, warning
+from rotator.check.findings import Finding, Surroundings, error, note, warning
 from rotator.check.jobs import check_jobs
 from rotator.check.nomad import check_nomad
 from rotator.check.planned import is_allowed, ledger_url, names_gpu, placed, planned_engines, planned_gpus
@@ -22,7 +22,7 @@ async def check_fleet(fleet: FleetConfig, devices: Devices, around: Surroundings
     """Check a parsed configuration against the machine. Never raises for what it finds."""
     found = [*_service(fleet, around), *_keys(fleet)]
     for engine in fleet.engines:
-        found += _engine(engine, around)
+        found += _engine(engine, fleet, around)
     found += check_nomad(fleet, around)
     found += check_jobs(fleet, around)
     found += _host_memory(fleet, around)
@@ -36,7 +36,12 @@ async def check_fleet(fleet: FleetConfig, devices: Devices, around: Surroundings
 def _service(fleet: FleetConfig, around: Surroundings) -> Iterator[Finding]:
     bind = fleet.bind
     if bind.port and (holder := around.port_holder(bind.host, bind.port)):
-        yield error("bind.port", f"{bind.port} is held by {holder}", "stop that, or change bind.port")
+        own = around.service_pid(ledger_url(fleet), bind.port)
+        if own is not None:
+            hint = "`rotator reload` takes over what is changed in the file"
+            yield note("bind.port", f"{bind.port} is held by this fleet's own service (process {own})", hint)
+        else:
+            yield error("bind.port", f"{bind.port} is held by {holder}", "stop that, or change bind.port")
     if reason := around.unwritable(fleet.state_dir):
         yield error("state_dir", f"{fleet.state_dir} cannot be written ({reason})", "change its owner or state_dir")
     if fleet.ledger.url and (reason := around.ledger_problem(fleet.ledger.url)):
@@ -54,7 +59,7 @@ def _keys(fleet: FleetConfig) -> Iterator[Finding]:
 # -- engines ---------------------------------------------------------------------------------------------------------
 
 
-def _engine(engine: EngineConfig, around: Surroundings) -> Iterator[Finding]:
+def _engine(engine: EngineConfig, fleet: FleetConfig, around: Surroundings) -> Iterator[Finding]:
     place = f"engine '{engine.name}'"
     if engine.overlay_manifest is not None and not around.exists(engine.overlay_manifest):
         problem = f"{engine.overlay_manifest} does not exist"
@@ -67,15 +72,16 @@ def _engine(engine: EngineConfig, around: Surroundings) -> Iterator[Finding]:
         name = engine.fallback.api_key_env
         yield error(f"{place}.fallback", f"{name} is not set", "set it in the service's environment")
     if engine.launcher == "process":
-        yield from _process(engine, around, place)
+        yield from _process(engine, fleet.state_dir, around, place)
 
 
-def _process(engine: EngineConfig, around: Surroundings, place: str) -> Iterator[Finding]:
+def _process(engine: EngineConfig, state_dir: Path, around: Surroundings, place: str) -> Iterator[Finding]:
     program = engine.command[0]
     path = engine.env.get("PATH", around.env.get("PATH"))
     if reason := around.program_problem(program, engine.workdir, path):
         yield error(f"{place}.command", f"{program} cannot be run ({reason})", "install it, or give its full path")
-    if engine.port and (holder := around.port_holder("127.0.0.1", engine.port)):
+    holder = around.port_holder("127.0.0.1", engine.port) if engine.port else None
+    if engine.port and holder and around.engine_on(engine.port, state_dir) != engine.name:
         fix = "fine if that is this engine, from before; else stop it or change 'port'"
         yield warning(f"{place}.port", f"{engine.port} is held by {holder}", fix)
     if not is_vllm(engine.command):
@@ -146,7 +152,7 @@ async def _gpus(fleet: FleetConfig, devices: Devices, around: Surroundings) -> l
     found += _residues(gpus, engines)
     found += check_bounds(fleet, engines, gpus, known)
     found += check_calendar(fleet, engines, gpus, around.now_wall_s())
-    found += await _foreign(fleet, devices, allowed)
+    found += await _foreign(fleet, devices, allowed, around)
     return found
 
 
@@ -188,7 +194,9 @@ def _residues(gpus: Mapping[GpuId, Gpu], engines: list[Engine]) -> Iterator[Find
                 break
 
 
-async def _foreign(fleet: FleetConfig, devices: Devices, allowed: Mapping[GpuId, GpuInfo]) -> list[Finding]:
+async def _foreign(
+    fleet: FleetConfig, devices: Devices, allowed: Mapping[GpuId, GpuInfo], around: Surroundings
+) -> list[Finding]:
     found = []
     for id, info in allowed.items():
         try:
@@ -197,9 +205,11 @@ async def _foreign(fleet: FleetConfig, devices: Devices, allowed: Mapping[GpuId,
             fix = "look at the driver's log; engines there will not move while it does not answer"
             found.append(error(f"GPU {info.index}", f"its memory cannot be read ({e})", fix))
             continue
-        if reading.used_bytes > GIB:
-            pids = ", ".join(map(str, sorted(reading.by_pid or ()))) or "unknown"
+        own = {pid: n for pid, n in (reading.by_pid or {}).items() if around.engine_of(pid, fleet.state_dir)}
+        foreign_bytes = reading.used_bytes - sum(own.values())
+        if foreign_bytes > GIB:
+            pids = ", ".join(map(str, sorted(set(reading.by_pid or ()) - set(own)))) or "unknown"
             fix = "fine if those are this fleet's engines; else every plan has that much less"
-            problem = f"{gib(reading.used_bytes)} are in use now (processes: {pids})"
+            problem = f"{gib(foreign_bytes)} are in use now (processes: {pids})"
             found.append(warning(f"GPU {info.index}", problem, fix))
     return found

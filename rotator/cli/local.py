@@ -46,12 +46,12 @@ def check(path: ConfigPath = CONFIG_DEFAULT, as_json: AsJson = False) -> None:
         found = tuple(Finding(line) for line in e.problems)
     errors = [f for f in found if f.is_error]
     if as_json:
-        findings = [{"level": "error" if f.is_error else "warning", "line": f.line} for f in found]
+        findings = [{"level": f.level, "line": f.line} for f in found]
         print_json({"ok": not errors, "findings": findings})
     else:
         for finding in found:
-            typer.echo(f"{'error' if finding.is_error else 'warning'}: {finding.line}")
-        typer.echo(f"{path}: {len(errors)} errors, {len(found) - len(errors)} warnings")
+            typer.echo(f"{finding.level}: {finding.line}")
+        typer.echo(f"{path}: {len(errors)} errors, {sum(f.level == 'warning' for f in found)} warnings")
     raise typer.Exit(PROBLEM if errors else OK)
 
 

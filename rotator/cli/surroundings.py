@@ -1,5 +1,6 @@
 """The machine as ``rotator check`` sees it."""
 
+import contextlib
 import os
 import resource
 import shutil
@@ -13,8 +14,10 @@ import sqlalchemy
 
 from rotator.adapters.host import read_host_memory
 from rotator.adapters.ledger_database import parse
+from rotator.adapters.ledger_file import holder, sqlite_path
 from rotator.adapters.ledger_reader import LedgerReader
 from rotator.adapters.loopback import listeners, process_name
+from rotator.adapters.proctable import read_marks
 from rotator.ports import HostMemory, LedgerError, Recovered
 
 
@@ -35,6 +38,25 @@ class Machine:
             except OSError as e:
                 pid = min(listeners(port), default=None)
                 return (e.strerror or str(e)).lower() if pid is None else f"process {pid} ({process_name(pid) or '?'})"
+        return None
+
+    def service_pid(self, ledger_url: str, port: int) -> int | None:
+        pid = None
+        with contextlib.suppress(LedgerError):
+            path = sqlite_path(ledger_url)
+            pid = holder(path) if path is not None else None
+        return pid if pid and pid in listeners(port) else None
+
+    def engine_on(self, port: int, state_dir: Path) -> str | None:
+        names = (self.engine_of(pid, state_dir) for pid in sorted(listeners(port)))
+        return next((name for name in names if name is not None), None)
+
+    def engine_of(self, pid: int, state_dir: Path) -> str | None:
+        marks = read_marks(pid)
+        if marks is None or not marks.engine:
+            return None
+        with contextlib.suppress(OSError):
+            return marks.engine if marks.service == (state_dir / "service_id").read_text().strip() else None
         return None
 
     def program_problem(self, program: str, workdir: str | None, path: str | None) -> str | None:

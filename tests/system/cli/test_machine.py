@@ -1,7 +1,10 @@
 """The machine as ``rotator check`` sees it, asked for real."""
 
+import fcntl
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +29,38 @@ def test_a_port_is_free_again_once_its_listener_is_gone():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     assert Machine().port_holder("127.0.0.1", port) is None
+
+
+def test_the_service_is_who_holds_the_ledger_and_listens(tmp_path: Path, listener: int):
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    assert Machine().service_pid(url, listener) is None
+    with (tmp_path / "ledger.db.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        assert Machine().service_pid(url, listener) == os.getpid()
+        assert Machine().service_pid(url, listener + 1) is None
+    assert Machine().service_pid("postgresql://db/rotator", listener) is None
+
+
+def test_an_engine_is_known_by_the_marks_of_its_own_service(tmp_path: Path):
+    listens = (
+        "import socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); input()"
+    )
+    marked = {"ROTATOR_ENGINE": "a", "ROTATOR_SERVICE": "this one"}
+    with subprocess.Popen(
+        [sys.executable, "-c", listens], env=marked, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as engine:
+        assert engine.stdout is not None
+        port = int(engine.stdout.readline())
+        assert Machine().engine_on(port, tmp_path) is None
+        (tmp_path / "service_id").write_text("another")
+        assert Machine().engine_on(port, tmp_path) is None
+        (tmp_path / "service_id").write_text("this one")
+        assert Machine().engine_on(port, tmp_path) == "a"
+        assert Machine().engine_of(engine.pid, tmp_path) == "a"
+        assert Machine().engine_of(os.getpid(), tmp_path) is None
+        engine.communicate("")
 
 
 def test_an_address_that_is_not_this_machines_is_told():

@@ -12,6 +12,8 @@ class FakeMachine:
     def __init__(self) -> None:
         self.env: Mapping[str, str] = {"PATH": "/usr/bin"}
         self.held: dict[int, str] = {}
+        self.service: int | None = None
+        self.engines: dict[int, str] = {}  # of this fleet's own service, by port and by process
         self.broken_programs: dict[str, str] = {}
         self.missing: set[Path] = set()
         self.readonly: dict[Path, str] = {}
@@ -23,6 +25,15 @@ class FakeMachine:
 
     def port_holder(self, host: str, port: int) -> str | None:
         return self.held.get(port)
+
+    def service_pid(self, ledger_url: str, port: int) -> int | None:
+        return self.service
+
+    def engine_on(self, port: int, state_dir: Path) -> str | None:
+        return self.engines.get(port)
+
+    def engine_of(self, pid: int, state_dir: Path) -> str | None:
+        return self.engines.get(pid)
 
     def program_problem(self, program: str, workdir: str | None, path: str | None) -> str | None:
         return self.broken_programs.get(program)

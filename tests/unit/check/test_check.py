@@ -71,6 +71,14 @@ async def test_a_port_in_use_is_told_with_its_holder():
     assert "8400 is held by process 77 (nginx)" in await only(machine=machine)
 
 
+async def test_a_port_that_the_fleets_own_service_holds_is_only_noted():
+    machine = FakeMachine()
+    machine.held, machine.service = {8400: "process 77 (rotator)"}, 77
+    [found] = await check(machine=machine)
+    assert found.level == "note"
+    assert "own service (process 77)" in found.line
+
+
 async def test_a_state_folder_that_cannot_be_written_is_told():
     machine = FakeMachine()
     machine.readonly = {Path("/etc/rotator/state"): "permission denied"}
@@ -119,6 +127,12 @@ async def test_an_engines_port_in_use_may_be_the_engine_itself():
     machine = FakeMachine()
     machine.held = {8411: "process 78 (vllm)"}
     assert "8411 is held by process 78" in await only(engine(port=8411), machine=machine, is_error=False)
+
+
+async def test_an_engines_port_that_the_engine_itself_holds_is_no_finding():
+    machine = FakeMachine()
+    machine.held, machine.engines = {8411: "process 78 (vllm)"}, {8411: "small"}
+    assert await check(engine(port=8411), machine=machine) == []
 
 
 async def test_an_outside_fallback_without_its_key_in_the_environment_is_told():
@@ -251,6 +265,12 @@ async def test_bytes_that_are_in_use_already_are_worth_a_warning():
     devices.used_gib = {"GPU-2": 9}
     line = await only(devices=devices, is_error=False)
     assert line.startswith("GPU 2: 9.0 GiB are in use now (processes: 99)")
+
+
+async def test_bytes_of_the_fleets_own_engines_are_not_in_anybodys_way():
+    machine, devices = FakeMachine(), FakeDevices()
+    devices.used_gib, machine.engines = {"GPU-0": 40}, {99: "small"}
+    assert await check(machine=machine, devices=devices) == []
 
 
 async def test_a_footprint_that_can_never_fit_is_told():
