@@ -17,6 +17,7 @@ from rotator.cli.errors import CliError, fail
 
 CONNECT_DEADLINE_S = 30.0
 DOWNLOAD_DEADLINE_S = 300.0
+_PIECE_BYTES = 1 << 16
 _STATUS_CODES = {401: errors.REFUSED, 403: errors.REFUSED, 409: errors.REFUSED, 421: errors.REFUSED}
 _USAGE = (400, 405, 411, 413, 415)
 
@@ -33,7 +34,7 @@ class Answer(Protocol):
 
 
 class Transport(Protocol):
-    """Carries one request. Raises OSError where nobody answers."""
+    """Carries one request. Raises OSError where nobody answers, ConnectionError where an answer breaks off."""
 
     def send(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, deadline_s: float
@@ -53,10 +54,37 @@ class HttpTransport:
         request = urllib.request.Request(url, body, dict(headers), method=method)
         try:
             answer: HTTPResponse = self._opener.open(request, timeout=deadline_s)
+        except ConnectionError:
+            raise  # some of these are HTTPExceptions, too
         except HTTPException as e:
             raise OSError(f"it speaks no HTTP: {e!r}") from None
         with answer:
-            yield answer
+            try:
+                yield _Whole(answer)
+            except HTTPException:
+                raise ConnectionError from None  # half an answer
+
+
+class _Whole:
+    """An answer whose lines end only where it ends: the library's own readline takes half a stream for a whole one."""
+
+    def __init__(self, answer: HTTPResponse) -> None:
+        self._answer = answer
+
+    @property
+    def status(self) -> int:
+        return self._answer.status
+
+    def read(self) -> bytes:
+        return self._answer.read()
+
+    def __iter__(self) -> Iterator[bytes]:
+        rest = b""
+        while piece := self._answer.read1(_PIECE_BYTES):
+            *lines, rest = (rest + piece).split(b"\n")
+            yield from (line + b"\n" for line in lines)
+        if rest:
+            yield rest
 
 
 class _AnyStatus(urllib.request.HTTPErrorProcessor):
@@ -155,6 +183,9 @@ class Client:
                 yield answer
         except TimeoutError:
             fail(errors.FAILED, f"{self.url}: no answer in {deadline_s:.0f} s: what was begun goes on; see `status`")
+        except ConnectionError:
+            lost = "the connection broke before the answer was whole: what was begun may go on"
+            fail(errors.UNREACHABLE, f"{self.url}: {lost}; see `rotator status`")
         except (OSError, ValueError) as e:
             reason = e.reason if isinstance(e, urllib.error.URLError) else e
             if isinstance(reason, TimeoutError):

@@ -28,6 +28,10 @@ EPILOG = (
 )
 
 
+# What a stream that ends by itself may mean.
+ENDED = "the service ended, or this key is no longer good; see `rotator status`"
+
+
 class CliError(Exception):
     """Ends the command with a code and one line on stderr (more where there are more problems)."""
 

@@ -7,7 +7,7 @@ import typer
 
 from rotator.cli import render
 from rotator.cli.client import Client
-from rotator.cli.errors import OK, PROBLEM, CliError
+from rotator.cli.errors import ENDED, OK, PROBLEM, UNREACHABLE, CliError, fail
 from rotator.cli.options import URL_DEFAULT, AsJson, Key, Url, client, print_json
 
 
@@ -143,10 +143,13 @@ def events(
 ) -> None:
     """What happens, line by line, until you stop it; with --json one object a line."""
     service = client(context, url, key)
+    event: dict[str, Any] = {}
     for seen, event in enumerate(service.events(kind=kind, engine=engine, after=after), start=1):
         typer.echo(json.dumps(event, ensure_ascii=False) if as_json else render.event(event))
         if seen == count:
             return
+    if event.get("kind") != "service.stopping":
+        fail(UNREACHABLE, f"no more events come: {ENDED}")
 
 
 def _show(value: Any, as_json: bool, show: Any) -> None:

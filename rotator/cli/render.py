@@ -165,10 +165,24 @@ def plan(view: Mapping[str, Any]) -> str:
     return "\n".join(view["summary"])
 
 
+_LEFT_OUT = ("timeline",)  # of events, for people: phases_s has its sums
+
+
 def event(view: Mapping[str, Any]) -> str:
     at = datetime.fromtimestamp(view["at_wall_s"]).strftime("%H:%M:%S.%f")[:-3]
-    data = " ".join(f"{k}={v}" for k, v in view["data"].items())
+    data = " ".join(_datum(k, v) for k, v in view["data"].items() if v is not None and k not in _LEFT_OUT)
     return " ".join(part for part in (at, view["kind"], view["engine"] or "", data) if part)
+
+
+def _datum(name: str, value: Any) -> str:
+    """One word of an event for people: what is nested in few words, as --json has all of it."""
+    if name == "plan" and isinstance(value, Mapping):
+        steps = [*value.get("evict", ()), *filter(None, [value.get("admit")])]
+        done = ", then ".join(f"{step['action']} {step['engine']}" for step in steps)
+        return f"plan='{done}: {value.get('reason', '')}'"
+    if isinstance(value, Mapping):
+        return f"{name}=({', '.join(f'{k} {v}' for k, v in value.items())})"
+    return f"{name}={value}"
 
 
 def result(answer: Mapping[str, Any]) -> str:

@@ -91,6 +91,29 @@ async def test_following_events_ends_quietly_with_the_service(server: Server):
     assert b"service.stopping" in out
 
 
+@pytest.mark.parametrize(
+    ("head", "arguments"),
+    [
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n8\r\n: open\n\n\r\n", ("events",)),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nline\n\r\n", ("logs", "a", "-f")),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 999\r\n\r\n{", ("status",)),
+        (b"", ("wake", "a")),
+    ],
+)
+async def test_a_service_that_is_killed_meanwhile_is_told_as_that(head: bytes, arguments: tuple[str, ...]):
+    async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head)
+        writer.close()
+
+    async with await asyncio.start_server(dies, "127.0.0.1", 0) as listening:
+        url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+        code, _, err = await Server(url, EventBus(), FakeOperations()).rotator(*arguments)
+    assert code == errors.UNREACHABLE, err
+    (line,) = err.splitlines()
+    assert "the connection broke before the answer was whole" in line
+
+
 async def test_a_service_that_is_not_there_is_told_without_a_traceback(server: Server):
     code, out, err = await server.rotator("status", "--url", "http://127.0.0.1:1")
     assert (code, out) == (errors.UNREACHABLE, "")

@@ -132,11 +132,22 @@ data: {"id":2,"at_wall_s":1001.0,"kind":"swap.done","engine":null,"data":{}}
 
 def test_events_are_followed_line_by_line(capsys: Output):
     transport = CannedTransport(Canned(200, STREAM))
-    assert run(["events", "--kind", "swap", "--kind", "engine", "--after", "0"], transport) == errors.OK
-    first, second = capsys.readouterr().out.splitlines()
+    assert run(["events", "--kind", "swap", "--kind", "engine", "--after", "0"], transport) == errors.UNREACHABLE
+    told = capsys.readouterr()
+    assert "no more events come" in told.err
+    first, second = told.out.splitlines()
     assert first.endswith("engine.awake glm seconds=1.9")
     assert second.endswith("swap.done")
     assert transport.urls == ["http://127.0.0.1:8400/events?kind=swap&kind=engine&after=0"]
+
+
+def test_what_is_nested_in_an_event_is_told_in_few_words(capsys: Output):
+    plan = {"evict": [{"action": "sleep", "engine": "a"}], "admit": {"action": "wake", "engine": "b"}, "reason": "why"}
+    data = {"plan": plan, "error": None, "phases_s": {"wake": 1.5}, "timeline": [{"phase": "wake"}]}
+    event = {"id": 1, "at_wall_s": 1000.0, "kind": "swap.ended", "engine": "b", "data": data}
+    body = f"data: {json.dumps(event)}\n\n".encode()
+    assert run(["events", "--count", "1"], CannedTransport(Canned(200, body))) == errors.OK
+    assert capsys.readouterr().out.endswith("swap.ended b plan='sleep a, then wake b: why' phases_s=(wake 1.5)\n")
 
 
 def test_events_end_after_as_many_as_were_asked_for_as_json_lines(capsys: Output):
