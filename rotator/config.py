@@ -392,13 +392,13 @@ class FleetConfig(Section):
 LoadedFleet = Annotated[FleetConfig, "with its paths made absolute"]
 
 
-def parse(text: str, *, base: Path) -> LoadedFleet:
-    """Parse YAML text. ``base`` is what relative paths are relative to. Raises ConfigError."""
+def parse(text: str, *, base: Path, name: str = "") -> LoadedFleet:
+    """Parse YAML text. ``base`` is what relative paths are relative to, ``name`` the file's. Raises ConfigError."""
     try:
         data = read_mapping(text)
         fleet = FleetConfig.model_validate(data)
     except TextProblem as e:
-        raise ConfigError([str(e)]) from None
+        raise ConfigError([f"{name}: {e}" if name else str(e)]) from None
     except ValidationError as e:
         raise ConfigError(problem_lines(e, data, FleetConfig)) from None
     engines = tuple(_absolute(engine, base) for engine in fleet.engines)
@@ -436,4 +436,4 @@ def load(path: Path) -> LoadedFleet:
         raise ConfigError([f"{path}: cannot be read ({e.strerror}): give the file's path with -c"]) from None
     except UnicodeDecodeError as e:
         raise ConfigError([f"{path}: byte {e.start} is not UTF-8: save the file as UTF-8 text"]) from None
-    return parse(text, base=path.resolve().parent)
+    return parse(text, base=path.resolve().parent, name=str(path))

@@ -61,7 +61,13 @@ class Grounds:
     def _unhealthy(self, engine: Engine, command: Command | None, bad: Set[GpuId]) -> Blocked:
         if bad is self._unfit and (gpu := next((g for g in engine.gpus if g in self._cordons), None)) is not None:
             why = f" ({self._cordons[gpu]})" if self._cordons[gpu] else ""  # it lasts, so it goes before what passes
-            return Blocked(engine.name, BlockKind.CORDONED, f"{gpu} is cordoned{why}: uncordon it", None, command)
+            return Blocked(
+                engine.name,
+                BlockKind.CORDONED,
+                f"{gpu} is cordoned{why}: `rotator cordon --undo` lets work on it again",
+                None,
+                command,
+            )
         gpu = next(gpu for gpu in engine.gpus if gpu in bad)
         reason = f"{gpu} cannot be read: nothing begins there until it can"
         return Blocked(engine.name, BlockKind.GPU_UNKNOWN, reason, None, command)

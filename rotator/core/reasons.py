@@ -24,7 +24,7 @@ def wanted(engine: Engine, command: Command | None) -> str:
     if command is not None:
         return f"an operator asked to {command.kind.value} {engine.name}" + (" by force" if command.force else "")
     if not demand.waiting and not demand.frozen:
-        return f"{engine.name} is configured to be loaded at start"
+        return _of_itself(engine)
     parts = []
     if demand.waiting:
         verb = "waits" if demand.waiting == 1 else "wait"
@@ -33,6 +33,13 @@ def wanted(engine: Engine, command: Command | None) -> str:
         verb = "stands" if demand.frozen == 1 else "stand"
         parts.append(f"{count(demand.frozen, 'stream')} of {engine.name} {verb} still")
     return f"{' and '.join(parts)}, the oldest {demand.oldest_wait_s:.1f} s"
+
+
+def _of_itself(engine: Engine) -> str:
+    """Why one comes in that nobody asks for."""
+    if engine.state is State.FAILED:
+        return f"{engine.name} failed, its backoff is over, and it is to run"
+    return f"{engine.name} is to be loaded at the service's start, or again after a planned restart"
 
 
 def needs(engine: Engine, need: tuple[int, ...], free: Mapping[GpuId, int]) -> str:

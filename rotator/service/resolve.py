@@ -5,6 +5,8 @@ from difflib import get_close_matches
 from rotator.service.operations import EngineView, Operations, UnknownEngine
 from rotator.service.problems import ProblemError
 
+_NAMED_MAX = 8
+
 
 def find_engine(ops: Operations, name: str) -> EngineView:
     """Raises ProblemError (404) with the names that come close."""
@@ -12,9 +14,17 @@ def find_engine(ops: Operations, name: str) -> EngineView:
         return ops.engine(name)
     except UnknownEngine:
         near = close_names(name, ops)
-        hint = f"close: {', '.join(near)}" if near else "GET /engines lists them"
+        hint = f"close: {', '.join(near)}" if near else f"there {_some([e.name for e in ops.engines()])}"
         detail = f"there is no engine '{name[:200]}'; {hint}"
         raise ProblemError(404, "unknown-engine", "No such engine", detail, close_names=near) from None
+
+
+def _some(names: list[str]) -> str:
+    """What there is, in words; of many only the first."""
+    if not names:
+        return "is none at all"
+    more = f" and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else ""
+    return f"{'is' if len(names) == 1 else 'are'} {', '.join(names[:_NAMED_MAX])}{more}"
 
 
 def close_names(name: str, ops: Operations) -> list[str]:

@@ -57,10 +57,10 @@ def test_an_unknown_engine_brings_close_names(client: TestClient, wrong: str, ne
     assert near[0] in answer.json()["detail"]
 
 
-def test_an_engine_like_no_other_brings_a_pointer_to_the_list(client: TestClient):
+def test_an_engine_like_no_other_brings_those_that_there_are(client: TestClient):
     answer = client.get("/engines/zzz")
     assert answer.status_code == 404
-    assert answer.json()["detail"] == "there is no engine 'zzz'; GET /engines lists them"
+    assert answer.json()["detail"] == "there is no engine 'zzz'; there are dsv4-flash, glm-5.1, org/small"
     assert "close_names" not in answer.json()
 
 

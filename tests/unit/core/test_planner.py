@@ -366,7 +366,9 @@ def test_a_wish_that_waiting_does_not_help_holds_up_nobody(hopeless: object, gpu
 
 def test_an_engine_to_be_preloaded_is_started_when_nobody_else_wants_the_gpu() -> None:
     preload = engine("p", state=State.STOPPED, preload=True)
-    assert only_swap(plan(snapshot(preload))).reason.startswith("p is configured to be loaded at start")
+    assert only_swap(plan(snapshot(preload))).reason.startswith("p is to be loaded at the service's start")
+    back = only_swap(plan(snapshot(engine("p", state=State.FAILED, preload=True))))
+    assert back.reason.startswith("p failed, its backoff is over")
     result = plan(snapshot(preload, engine("w", demand=waiting())))
     assert [s.admit.engine for s in result.swaps if s.admit] == ["w"]
 
