@@ -402,7 +402,8 @@ def _listen(config: FleetConfig) -> socket.socket:
         listener.bind((host, port))
     except OSError as e:
         listener.close()
-        raise ConfigError([f"bind: cannot listen on {host}:{port}: {e.strerror}: choose another port"]) from None
+        hint = "choose another port, or end what listens there (`rotator check` tells who)"
+        raise ConfigError([f"bind: cannot listen on {host}:{port}: {e.strerror}: {hint}"]) from None
     return listener
 
 

@@ -183,10 +183,10 @@ class Client:
                 yield answer
         except TimeoutError:
             fail(errors.FAILED, f"{self.url}: no answer in {deadline_s:.0f} s: what was begun goes on; see `status`")
-        except ConnectionError:
-            lost = "the connection broke before the answer was whole: what was begun may go on"
-            fail(errors.UNREACHABLE, f"{self.url}: {lost}; see `rotator status`")
         except (OSError, ValueError) as e:
+            if isinstance(e, ConnectionError) and not isinstance(e, ConnectionRefusedError):
+                lost = "the connection broke before the answer was whole: what was begun may go on"
+                fail(errors.UNREACHABLE, f"{self.url}: {lost}; see `rotator status`")
             reason = e.reason if isinstance(e, urllib.error.URLError) else e
             if isinstance(reason, TimeoutError):
                 fail(errors.UNREACHABLE, f"{self.url}: no connection in {deadline_s:.0f} s: check --url")
@@ -206,8 +206,10 @@ def _refusal(status: int, text: bytes) -> CliError:
         said = str(problem.get("detail") or problem.get("title") or "")
     except (ValueError, AttributeError):
         return CliError(errors.UNREACHABLE, f"HTTP {status} from what is no rotator: check --url")
-    if len(lines) > 1:
+    if len(lines) > 1 or any(str(line) not in said for line in lines):
         return CliError(_code(status, problem), *map(str, lines))
+    if status == 401:
+        said = f"{said}; give --key, or set ROTATOR_KEY"
     return CliError(_code(status, problem), said or f"HTTP {status}")
 
 

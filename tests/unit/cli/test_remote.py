@@ -7,6 +7,7 @@ import pytest
 
 from rotator.cli import errors
 from rotator.cli.main import run
+from rotator.config import ConfigError
 from rotator.core.values import CommandKind, Level
 from rotator.service.operations import CommandFailed, CommandRefused, CommandTimeout, Readiness
 from tests.unit.api.conftest import key
@@ -175,14 +176,26 @@ def test_a_command_that_does_not_succeed_ends_with_its_code_and_one_line(
     assert said.err.startswith("rotator: ")
 
 
+@pytest.mark.parametrize("wrong", [["engine 'b'.nope: unknown key"], ["engine 'a': one", "engine 'b': two"]])
+def test_a_reload_of_a_wrong_file_tells_each_mistake(
+    service: Service, ops: FakeOperations, capsys: Output, wrong: list[str]
+):
+    ops.error = ConfigError(wrong)
+    assert run(["reload"], service()) == errors.PROBLEM
+    assert capsys.readouterr().err.splitlines() == [f"rotator: {wrong[0]}", *(f"rotator: {w}" for w in wrong[1:])]
+
+
 def test_an_unknown_model_is_a_problem_with_close_names(service: Service, capsys: Output):
     assert run(["wake", "glm-5"], service()) == errors.PROBLEM
     assert "close: glm-5.1" in capsys.readouterr().err
 
 
-def test_a_missing_key_and_a_missing_scope_are_refusals(service: Service, monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_key_and_a_missing_scope_are_refusals(
+    service: Service, monkeypatch: pytest.MonkeyPatch, capsys: Output
+):
     locked = service(key("infer"), key("operate"))
     assert run(["wake", "glm"], locked) == errors.REFUSED
+    assert "set ROTATOR_KEY" in capsys.readouterr().err
     assert run(["wake", "glm", "--key", "infer-secret"], locked) == errors.REFUSED
     monkeypatch.setenv("ROTATOR_KEY", "operate-secret")
     assert run(["wake", "glm"], locked) == errors.OK
@@ -191,7 +204,8 @@ def test_a_missing_key_and_a_missing_scope_are_refusals(service: Service, monkey
 def test_a_service_that_is_not_there_is_told_in_one_line(capsys: Output):
     gone = CannedTransport(ConnectionRefusedError(111, "Connection refused"))
     assert run(["status", "--url", "http://127.0.0.1:9"], gone) == errors.UNREACHABLE
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is `rotator serve` running?" in line
 
 
 @pytest.mark.parametrize("answer", [Canned(200, b"<html>"), Canned(404, b"<html>"), Canned(500, b"[]")])
