@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from rotator.check.findings import Finding, Surroundings, error
 from rotator.config import EngineConfig, FleetConfig
 from rotator.jobs import JobsError, Site, load_site, render
-from rotator.jobs.lint import lint_rendered
+from rotator.jobs.foreign import views_of
+from rotator.jobs.lint import lint_rendered, read_job
 from rotator.jobs.render import named
 from rotator.jobs.site import EngineSite
+from rotator.jobs.view import command
 
 
 def check_jobs(fleet: FleetConfig, around: Surroundings) -> Iterator[Finding]:
@@ -30,6 +32,21 @@ def check_jobs(fleet: FleetConfig, around: Surroundings) -> Iterator[Finding]:
             Finding(f"{place}: {found.line}", found.is_error)
             for found in lint_rendered(_as_told(site, name, engine), made)
         )
+
+
+def job_words(engine: EngineConfig) -> tuple[str, ...]:
+    """Program and arguments of an engine as its job gives them; none where it has no job, or it cannot be read here."""
+    job = engine.job
+    try:
+        if job is not None and job.site is not None:
+            site = load_site(job.site)
+            return command(render(site, named(site, job.name or engine.name)))
+        if job is not None and job.file is not None:
+            views = views_of(read_job(job.file, variables=job.variables), file=str(job.file))
+            return views[0].words if len(views) == 1 else ()
+    except (JobsError, KeyError):  # a job that is no engine has no such words
+        return ()
+    return ()
 
 
 def _as_told(site: Site, name: str, engine: EngineConfig) -> Site:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
+from rotator.check.jobs import job_words
 from rotator.check.vllm import memory_share
 from rotator.config import GIB, EngineConfig, FleetConfig
 from rotator.config_nodes import split_gpu
@@ -58,7 +59,8 @@ def planned_engine(
         return None
     rows = {r.gpu: r for r in (known.residencies if known else ()) if r.engine == engine.name}
     record = known.engines.get(engine.name) if known else None
-    awake = [_awake_bytes(engine, info, rows.get(info.id)) for info in own]
+    share = memory_share(job_words(engine) or engine.command)
+    awake = [_awake_bytes(engine, info, rows.get(info.id), share) for info in own]
     residue = [_residue_bytes(engine, rows.get(info.id), size) for info, size in zip(own, awake, strict=True)]
     footprint = engine.footprint
     kv = int(footprint.kv_gib * GIB) if footprint else 0
@@ -93,10 +95,9 @@ def is_timed(engine: Engine, known: Recovered | None) -> bool:
     return record is not None and record.wake_s is not None and record.sleep_s is not None
 
 
-def _awake_bytes(engine: EngineConfig, info: GpuInfo, row: Residency | None) -> int:
+def _awake_bytes(engine: EngineConfig, info: GpuInfo, row: Residency | None, share: float) -> int:
     if row is not None and row.awake_bytes:
         return row.awake_bytes
-    share = memory_share(engine.command)
     return int(engine.footprint.awake_gib * GIB) if engine.footprint else int(share * info.total_bytes)
 
 

@@ -146,7 +146,7 @@ def lint_job(job: Mapping[str, Any], *, file: str, facts: Facts | None = None) -
     return tuple(finding for view in views for finding in check(view, facts or Facts()))
 
 
-def read_job(path: Path, var_file: Path | None = None) -> Mapping[str, Any]:
+def read_job(path: Path, var_file: Path | None = None, variables: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
     """A job file of anybody's: JSON, or HCL where pygohcl is installed. Raises JobsError with what to do."""
     text = read_text(path)
     if path.suffix in (".yaml", ".yml"):
@@ -162,7 +162,7 @@ def read_job(path: Path, var_file: Path | None = None) -> Mapping[str, Any]:
         parsed = pygohcl.loads(text)
     except pygohcl.HCLParseError as e:
         raise JobsError(f"{path}: {_first_problem(str(e))}") from None
-    return job_of_hcl(parsed, _plain(values), file=str(path))
+    return job_of_hcl(parsed, {**_plain(values), **(variables or {})}, file=str(path))
 
 
 def _first_problem(text: str) -> str:
