@@ -7,6 +7,7 @@ What a reader cannot see stands in an HTML comment before the block, ``<!-- docs
     background URL      the command goes on running; it is ready when URL answers
     stand-in A, B       these programs mean a machine that a test is not: the sandbox has programs of that name
     not-run             commands that another test runs, or that cannot run here
+    not-run A, B        the same of those of the block's commands that begin with A or B
 
 ``# exit code 1`` at a command's end is what it must end with, else 0. In shown lines ``…`` stands for anything.
 """
@@ -27,6 +28,7 @@ class Marks:
     background: str = ""
     stand_ins: tuple[str, ...] = ()
     not_run: str = ""
+    skips: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +49,12 @@ class Block:
     marks: Marks = field(default_factory=Marks)
 
     def commands(self) -> Iterator[Command]:
+        """Those that are to be run."""
         if self.language == "bash":
-            yield Command(self.text, self.place)
-        elif self.language == "console":
-            yield from _console(self)
+            every = iter([Command(self.text, self.place)])
+        else:
+            every = _console(self) if self.language == "console" else iter(())
+        return (c for c in every if not self.marks.not_run and not c.text.startswith(self.marks.skips or ("\0",)))
 
 
 def blocks(document: Path) -> Iterator[Block]:
@@ -80,11 +84,20 @@ def _marks(above: list[str], document: Path, number: int) -> Marks:
         match = _COMMENT.match(comment)
         assert match, f"{document.name}:{number + 1}: no '<!-- docs: WHAT — REASON -->': {comment}"
         key, _, value = match["what"].partition(" ")
-        found[key] = value or match["why"]
-    unknown = found.keys() - {"file", "background", "stand-in", "not-run"}
+        found["skips" if key == "not-run" and value else key] = value or match["why"]
+    unknown = found.keys() - {"file", "background", "stand-in", "not-run", "skips"}
     assert not unknown, f"{document.name}:{number + 1}: {unknown}"
-    stand_ins = tuple(name.strip() for name in found.get("stand-in", "").split(",") if name.strip())
-    return Marks(found.get("file", ""), found.get("background", ""), stand_ins, found.get("not-run", ""))
+    return Marks(
+        found.get("file", ""),
+        found.get("background", ""),
+        _listed(found.get("stand-in", "")),
+        found.get("not-run", ""),
+        _listed(found.get("skips", "")),
+    )
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def _console(block: Block) -> Iterator[Command]:

@@ -147,8 +147,6 @@ class Sandbox:
         return sum(self._do(block) for block in blocks(document))
 
     def _do(self, block: Block) -> int:
-        if block.marks.not_run:
-            return 0
         if block.marks.file:
             path = self.home / self._here(block.marks.file)
             path.parent.mkdir(parents=True, exist_ok=True)
