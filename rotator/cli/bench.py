@@ -42,6 +42,9 @@ class Measured:
         }
 
 
+_AWAY = ("stopped", "failed")  # nothing that could sleep: its first turn is a start
+
+
 def _median(values: Sequence[float]) -> float | None:
     return median(values) if values else None
 
@@ -89,9 +92,10 @@ def bench(
 def _turn(service: Client, m: Measured, *, alone: bool, tokens: int, prompt: str, deadline_s: float) -> None:
     """Bring the model in and ask it once. What fails is noted, and the next round goes on."""
     try:
-        if alone:
+        state = service.get(engine_path(m.model))["state"]
+        if alone and state not in _AWAY:
             _post(service, "/sleep", m.model, deadline_s)
-        elif service.get(engine_path(m.model))["state"] == "awake":
+        elif state == "awake":
             if tokens:  # it had nowhere to come from: there is no swap to measure
                 _ask(service, m, prompt, tokens, deadline_s)
             return

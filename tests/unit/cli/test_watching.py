@@ -186,6 +186,13 @@ def test_one_model_alone_sleeps_in_between(service: Service, ops: FakeOperations
     ]
 
 
+def test_one_that_does_not_run_is_started_for_its_first_turn(service: Service, ops: FakeOperations):
+    idle(ops)
+    ops.views["glm-5.1"] = dataclasses.replace(ops.views["glm-5.1"], state="stopped")
+    assert run(["bench", "glm", "--rounds", "1", "--tokens", "0"], WithGateway(service())) == errors.OK
+    assert [c.kind for commands, _, _ in ops.commands for c in commands] == [CommandKind.WAKE]
+
+
 def test_who_was_awake_before_is_awake_afterwards(
     service: Service, ops: FakeOperations, monkeypatch: pytest.MonkeyPatch
 ):
