@@ -17,11 +17,11 @@ class Result:
     """One policy over one trace. Times in seconds.
 
     ``wait`` is from arrival until service begins; ``gate_max_s`` is the longest part of one that was waited for the
-    engine to open, which is what policies bound: the rest is for a slot in it. ``stall`` is what a request then stands still, frozen; ``delay`` is
-    both: all the time in which it was not served. ``fairness`` is Jain's index over the models' mean delays, 1 where
-    all models are delayed alike and 1/n where one bears it all. ``unserved`` were refused, gave up, or never came to an
-    end. ``lost`` is the share of GPU time (GPUs times the span of the replay) that went into transitions. ``delays_s``
-    are the delay's percentiles from 0 to 100.
+    engine to open, which is what policies bound: the rest is for a slot in it. ``stall`` is what a request then stands
+    still, frozen; ``delay`` is both: all the time in which it was not served. ``fairness`` is Jain's index over the
+    models' mean delays, 1 where all models are delayed alike and 1/n where one bears it all. ``unserved`` were refused,
+    gave up, or never came to an end. ``lost`` is the share of GPU time (GPUs times the span of the replay) that went
+    into transitions. ``delays_s`` are the delay's percentiles from 0 to 100.
     """
 
     policy: str

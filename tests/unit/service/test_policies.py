@@ -216,7 +216,7 @@ def test_a_stream_whose_engine_cannot_come_back_is_cut_once_it_has_stood_still_f
             await service.ask("b")
             await service.operator.set_pin("b", True)
             stood_from_s = service.loop.now_s()
-            with pytest.raises(Cut, match="stood still for as long as it may.* a cannot go on.* pinned"):
+            with pytest.raises(Cut, match=r"stood still for as long as it may.* a cannot go on.* pinned"):
                 await stream
             assert 50.0 < service.loop.now_s() - stood_from_s < 63.0
             assert service.traffic.in_flight("a") == 0
