@@ -119,7 +119,8 @@ def _for_others(snapshot: Snapshot, room: Room, due: dict[str, Descent]) -> floa
         lacking = _lacking(coming, room)
         if not lacking:
             continue
-        silence_s = snapshot.now_s - max(e.demand.last_used_s for gpu in lacking for e in [*room.awake[gpu], coming])
+        used_s = [e.demand.last_used_s for gpu in lacking for e in room.awake[gpu]]
+        silence_s = snapshot.now_s - max([coming.demand.last_used_s, *used_s])
         again_s = min(again_s, snapshot.now_s + max(_LOOK_AGAIN_S, _LOOK_AGAIN_SHARE * silence_s))
         leaving = _leaving(coming, lacking, room, policy, snapshot.now_s)
         for option in leaving or ():
@@ -130,19 +131,19 @@ def _for_others(snapshot: Snapshot, room: Room, due: dict[str, Descent]) -> floa
 
 
 def _lacking(engine: Engine, room: Room) -> dict[GpuId, int]:
-    wanted = zip(engine.gpus, need(engine, room.charged[engine.name]), strict=True)
-    return {gpu: size - room.free[gpu] for gpu, size in wanted if size > room.free[gpu]}
+    free, wanted = room.free, need(engine, room.charged[engine.name])
+    return {gpu: size - free[gpu] for gpu, size in zip(engine.gpus, wanted, strict=True) if size > free[gpu]}
 
 
 def _leaving(
     coming: Engine, lacking: dict[GpuId, int], room: Room, policy: Policy, now_s: float
 ) -> list[Option] | None:
     """The idle engines that would have to sleep, if that is worth it; None if it is not."""
-    rest, chosen, cost_s = dict(lacking), list[Option](), 0.0
     here = {e.name: e for gpu in lacking for e in room.awake[gpu]}
     idle = [e for e in here.values() if _may_leave(e, coming, policy, now_s)]
-    if not _would_do(idle, lacking, room):
+    if not idle or not _would_do(idle, lacking, room):
         return None
+    rest, chosen, cost_s = dict(lacking), list[Option](), 0.0
     for engine in sorted(idle, key=lambda e: (e.demand.likely_wanted, e.name)):
         if max(rest.values()) <= 0:
             break

@@ -5,7 +5,7 @@ from math import inf
 from rotator.config_policies import PoliciesConfig
 from rotator.core.history import Chains, Expectation, History, Link, SwapTime, strongest
 from rotator.core.planner import plan
-from rotator.core.values import Action, BlockKind, Demand, Engine, Gpu, Snapshot, State, Step, Swap
+from rotator.core.values import Action, BlockKind, Demand, Engine, Gpu, Plan, Snapshot, State, Step, Swap
 from rotator.sim.box import Box
 from rotator.sim.events import ActiveSwap, Victim
 from rotator.sim.machine import Machine
@@ -39,7 +39,8 @@ class Ours:
         self._start_s = [machine.start_s(spec) for spec in machine.specs]
         self._histories = [History() for _ in machine.specs]
         self._chains = Chains()
-        self._stays: tuple[Stay, ...] = ()  # what the last plan waits for
+        self._last: tuple[Snapshot, Plan] | None = None  # the last plan and what it was made of,
+        self._stays: tuple[Stay, ...] = ()  # and what it waits for, once somebody wanted to know
         self._looked_s = -inf  # when it last planned while nobody wanted anything
         self._swap_times = [SwapTime() for _ in machine.gpu_bytes]
         self._looked_up = [-inf] * len(machine.specs)  # when an engine's chance was looked up,
@@ -63,7 +64,11 @@ class Ours:
 
     def minds(self, box: Box, engine: int) -> bool:
         """In the loop each further waiter brings a plan; here only one that may have ended a turn."""
-        if not self._stays or len(box.waiting[engine]) == 1:
+        if len(box.waiting[engine]) == 1:
+            return True
+        if self._last is not None:
+            self._stays, self._last = standing(*self._last), None
+        if not self._stays:
             return True
         served = {name: box.served_at_once(i) for i, name in enumerate(self._names)}
         ends_s = min([stay.ends_s(served) for stay in self._stays])
@@ -82,7 +87,7 @@ class Ours:
             return  # nothing can begin anywhere before a swap ends, and then it is asked anyway
         shown = self.snapshot(box)
         made = plan(shown)
-        self._stays = standing(shown, made)
+        self._last, self._stays = (shown, made), ()
         for swap in made.swaps:
             self._begin(box, swap)
         for blocked in made.blocked:

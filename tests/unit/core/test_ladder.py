@@ -6,7 +6,7 @@ import pytest
 
 from rotator.core.costs import wake_s
 from rotator.core.planner import plan
-from rotator.core.values import Action, Demand, Depth, Engine, Level, Plan, Policy, State, Step
+from rotator.core.values import Action, Demand, Depth, Engine, Gpu, Level, Plan, Policy, State, Step
 from tests.unit.core.fleets import awake, engine, only_swap, snapshot, waiting
 
 LADDER = Policy(ladder=True, prewake_chance=0.6)
@@ -96,6 +96,12 @@ def test_an_idle_engine_that_is_as_likely_wanted_stays() -> None:
     result = plan(snapshot(same, likely(), policy=LADDER))
     assert result.swaps == ()
     assert result.look_again_at_s is not None
+
+
+def test_a_likely_sleeper_whose_room_others_hold_that_are_none_of_ours_is_looked_at_again_later() -> None:
+    sleeper = engine("b", demand=used(960.0, soon=0.9))
+    result = plan(snapshot(sleeper, gpus=[Gpu("0", 100, foreign_bytes=60)], policy=LADDER))
+    assert (result.swaps, result.look_again_at_s) == ((), 1020.0)
 
 
 def test_nobody_sleeps_ahead_with_the_ladder_switched_off() -> None:
