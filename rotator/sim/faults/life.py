@@ -98,6 +98,7 @@ class ServiceLife:
         self._world = world
         self._config = config
         self._url = f"sqlite:///{ledger_path}"
+        self._folder = str(ledger_path.parent)
         self._network, self._launcher, self._disk = parts
         self._on_event = on_event
         self._on_exit = on_exit
@@ -130,7 +131,8 @@ class ServiceLife:
         try:
             await self._serve()
         except LedgerError as e:
-            self._world.trace.note(f"the service cannot start: {e}")
+            told = str(e).replace(self._folder, "FOLDER")  # it differs from run to run, and the trace must not
+            self._world.trace.note(f"the service cannot start: {told}")
             self._on_exit(self)
 
     async def _serve(self) -> None:

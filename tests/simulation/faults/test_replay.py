@@ -6,7 +6,7 @@ import sys
 
 from rotator.sim.faults.generate import make_script
 from rotator.sim.faults.run import run_script
-from rotator.sim.faults.script import Ask, Die, Script
+from rotator.sim.faults.script import Ask, Die, Disk, Kill, Script
 from rotator.sim.faults.shrink import shrink
 from tests.simulation.faults.stories import ask, engine, story
 
@@ -37,6 +37,11 @@ def test_a_seed_replays_in_another_process_whatever_order_its_sets_have() -> Non
         )
         digests.add(done.stdout.strip())
     assert digests == {run_script(make_script(7, brief=True)).digest}
+
+
+def test_a_service_that_a_full_disk_keeps_from_starting_leaves_the_same_trace_at_every_run() -> None:
+    script = story(ask(1.0, "a"), Disk(4.0, "full", 6.0), Kill(5.0))
+    assert run_script(script).digest == run_script(script).digest
 
 
 def test_a_failing_script_is_shrunk_to_the_events_that_matter() -> None:
