@@ -9,8 +9,9 @@ from rotator.core.placement import Room
 from rotator.core.values import EngineName, GpuId, State
 from rotator.service.events import Event
 from rotator.sim.faults.clients import Answer
-from rotator.sim.faults.engine import Process, SimEngine
+from rotator.sim.faults.engine import SimEngine
 from rotator.sim.faults.life import ServiceLife
+from rotator.sim.faults.process import Process
 from rotator.sim.faults.world import GIB, Gpu, World
 
 GRACE_S = 1.0  # over a waiting request's deadline

@@ -8,7 +8,9 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from rotator.sim.faults.engine import Lost, Process, SimEngine
+from rotator.sim.faults.engine import SimEngine
+from rotator.sim.faults.process import Process
+from rotator.sim.faults.wires import Lost
 from rotator.sim.faults.world import World, alive
 
 LATENCY_S = 0.0004

@@ -18,7 +18,8 @@ from rotator.core.gpu_faults import GpuHealth
 from rotator.core.values import GpuId
 from rotator.ports import DeviceError, DeviceTimeout, GpuInfo, GpuReading, Handle, LaunchError, LaunchSpec
 from rotator.ports_watchdog import Case
-from rotator.sim.faults.engine import Process, SimEngine
+from rotator.sim.faults.engine import SimEngine
+from rotator.sim.faults.process import Process
 from rotator.sim.faults.world import LIFE, World, alive
 
 FOREIGN_PID = 9

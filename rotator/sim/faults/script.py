@@ -6,6 +6,8 @@ A script is a plain list of timed events, so that a failing one can be made smal
 from dataclasses import dataclass
 
 from rotator.core.values import EngineName, GpuId
+from rotator.sim.faults.shape import EngineShape as EngineShape
+from rotator.sim.faults.shape import Shape as Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,39 +147,6 @@ class Away:
 
 
 Event = Ask | Order | Arm | Die | Undying | Wedge | Cut | Nvml | Foreign | Disk | Kill | Jump | Away
-
-
-@dataclass(frozen=True, slots=True)
-class EngineShape:
-    """An engine as it truly is; ``planned_gib`` and ``planned_residue_gib`` are what its configuration says."""
-
-    name: EngineName
-    gpus: tuple[int, ...]
-    awake_gib: float
-    residue_gib: float
-    planned_gib: float
-    planned_residue_gib: float
-    host_gib: float
-    version: str
-    levels: tuple[int, ...]
-    boot_s: float
-    sleep_s: float
-    wake_s: float
-    pin: bool = False
-    preload: bool = False
-    priority: int = 0
-    served_model: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The machine and its fleet."""
-
-    gpus: int
-    gpu_gib: float
-    host_budget_gib: float
-    idle_sleep_s: float | None
-    engines: tuple[EngineShape, ...]
 
 
 @dataclass(frozen=True, slots=True)
