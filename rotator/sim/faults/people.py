@@ -1,0 +1,70 @@
+"""Clients and operators of a script, as they come to the service."""
+
+from rotator.core.values import BlockKind, Command, CommandKind, State
+from rotator.ports import RotatorError
+from rotator.sim.faults.clients import Answer, Client
+from rotator.sim.faults.life import ServiceLife
+from rotator.sim.faults.script import Ask, Order
+from rotator.sim.faults.stage import Stage
+
+_RESOLVED_BY_PEOPLE = frozenset({BlockKind.PINNED, BlockKind.CORDONED, BlockKind.QUARANTINED})
+
+
+class People:
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+
+    # -- clients -----------------------------------------------------------------------------------------------------
+
+    def ask(self, ask: Ask) -> None:
+        stage = self._stage
+        if not stage.life.up:
+            stage.requests["down"] += 1
+            return
+        task = stage.world.spawn(self.one_client(ask))
+        stage.clients[task] = ask
+        task.add_done_callback(lambda done: stage.clients.pop(done, None))
+
+    async def one_client(self, ask: Ask) -> Answer:
+        stage, life = self._stage, self._stage.life
+        answer = await Client(stage.world, life, ask).run()
+        if answer.verdict == "forgotten" and life.up and self.needs_a_person(ask.engine):
+            answer.verdict = "left"  # it stands still until somebody lets its engine wake
+        stage.requests[answer.verdict] += 1
+        stage.judge.on_answer(answer, life)
+        return answer
+
+    def needs_a_person(self, name: str) -> bool:
+        loop = self._stage.life.loop
+        if loop.runtime(name).state is State.QUARANTINED:
+            return bool(loop.runtime(name).reason)
+        blocked = loop.plan_for((Command(CommandKind.WAKE, name),)).blocked
+        return any(b.engine == name and b.kind in _RESOLVED_BY_PEOPLE for b in blocked)
+
+    # -- operators ---------------------------------------------------------------------------------------------------
+
+    def order(self, order: Order) -> None:
+        stage = self._stage
+        if stage.life.up:
+            for name in stage.engines if order.force else (order.target,):  # who makes room for a force is aborted too
+                if order.force or order.verb in ("stop", "restart"):
+                    stage.judge.forced(name)
+            stage.life.spawn(self._carry_out(stage.life, order))
+
+    async def _carry_out(self, life: ServiceLife, order: Order) -> None:
+        operator, target = life.operator, order.target
+        try:
+            match order.verb:
+                case "wake" | "sleep" | "stop" | "start":
+                    command = Command(CommandKind(order.verb), target, force=order.force)
+                    await operator.command(command, wait=True, deadline_s=60.0)
+                case "restart":
+                    await operator.restart(target, wait=True, deadline_s=60.0)
+                case "release":
+                    await operator.release(target)
+                case "pin" | "unpin":
+                    await operator.set_pin(target, order.verb == "pin")
+                case _:
+                    await operator.set_cordon(target, order.verb == "cordon", "by the script")
+        except RotatorError as e:
+            self._stage.world.trace.note(f"{order.verb} {target}: {e}")
