@@ -122,7 +122,7 @@ def _for_others(snapshot: Snapshot, room: Room, due: dict[str, Descent]) -> floa
         used_s = [e.demand.last_used_s for gpu in lacking for e in room.awake[gpu]]
         silence_s = snapshot.now_s - max([coming.demand.last_used_s, *used_s])
         again_s = min(again_s, snapshot.now_s + max(_LOOK_AGAIN_S, _LOOK_AGAIN_SHARE * silence_s))
-        leaving = _leaving(coming, lacking, room, policy, snapshot.now_s)
+        leaving = _leaving(coming, lacking, room, snapshot)
         for option in leaving or ():
             chance = f"{coming.demand.soon:.0%}, {coming.demand.likely_why or 'by its history'}"
             why = f"{coming.name} is likelier wanted ({chance}) than {option.engine.name}, which is idle"
@@ -135,19 +135,17 @@ def _lacking(engine: Engine, room: Room) -> dict[GpuId, int]:
     return {gpu: size - free[gpu] for gpu, size in zip(engine.gpus, wanted, strict=True) if size > free[gpu]}
 
 
-def _leaving(
-    coming: Engine, lacking: dict[GpuId, int], room: Room, policy: Policy, now_s: float
-) -> list[Option] | None:
+def _leaving(coming: Engine, lacking: dict[GpuId, int], room: Room, snapshot: Snapshot) -> list[Option] | None:
     """The idle engines that would have to sleep, if that is worth it; None if it is not."""
     here = {e.name: e for gpu in lacking for e in room.awake[gpu]}
-    idle = [e for e in here.values() if _may_leave(e, coming, policy, now_s)]
+    idle = [e for e in here.values() if _may_leave(e, coming, snapshot)]
     if not idle or not _would_do(idle, lacking, room):
         return None
     rest, chosen, cost_s = dict(lacking), list[Option](), 0.0
     for engine in sorted(idle, key=lambda e: (e.demand.likely_wanted, e.name)):
         if max(rest.values()) <= 0:
             break
-        options = sleep_options(engine, room.charged[engine.name], policy, preferred_only=True)
+        options = sleep_options(engine, room.charged[engine.name], snapshot.policy, preferred_only=True)
         if not options:
             continue
         chosen.append(options[0])
@@ -158,12 +156,15 @@ def _leaving(
     return chosen if max(rest.values()) <= 0 and gain_s > _MARGIN * cost_s else None
 
 
-def _may_leave(engine: Engine, coming: Engine, policy: Policy, now_s: float) -> bool:
-    """Whether nobody uses it, it has settled, and the other is likelier wanted."""
+def _may_leave(engine: Engine, coming: Engine, snapshot: Snapshot) -> bool:
+    """Whether nobody uses it, it has settled, and the other is likelier wanted. A default engine stays: it would come
+    back at once."""
     demand = engine.demand
     if engine.state is not State.AWAKE or not is_idle(engine) or demand.soon >= coming.demand.soon:
         return False
-    return now_s - max(engine.awake_since_s, demand.last_used_s) >= policy.min_stay_s
+    if engine.name in snapshot.calendar.defaults:
+        return False
+    return snapshot.now_s - max(engine.awake_since_s, demand.last_used_s) >= snapshot.policy.min_stay_s
 
 
 def _would_do(leaving: Iterable[Engine], lacking: Mapping[GpuId, int], room: Room) -> bool:

@@ -6,7 +6,7 @@ import pytest
 
 from rotator.core.costs import wake_s
 from rotator.core.planner import plan
-from rotator.core.values import Action, Demand, Depth, Engine, Gpu, Level, Plan, Policy, State, Step
+from rotator.core.values import Action, Calendar, Demand, Depth, Engine, Gpu, Level, Plan, Policy, State, Step
 from tests.unit.core.fleets import awake, engine, only_swap, snapshot, waiting
 
 LADDER = Policy(ladder=True, prewake_chance=0.6)
@@ -102,6 +102,13 @@ def test_a_likely_sleeper_whose_room_others_hold_that_are_none_of_ours_is_looked
     sleeper = engine("b", demand=used(960.0, soon=0.9))
     result = plan(snapshot(sleeper, gpus=[Gpu("0", 100, foreign_bytes=60)], policy=LADDER))
     assert (result.swaps, result.look_again_at_s) == ((), 1020.0)
+
+
+def test_a_default_engine_does_not_sleep_ahead_for_another_as_it_would_come_back_at_once() -> None:
+    fleet = [awake("a", demand=used(0.0)), engine("b", demand=used(0.0, soon=0.9))]
+    assert "a" in steps(plan(snapshot(*fleet, policy=LADDER)))
+    kept = snapshot(*fleet, policy=LADDER, calendar=Calendar(defaults=("a",)))
+    assert plan(kept).swaps == ()
 
 
 def test_nobody_sleeps_ahead_with_the_ladder_switched_off() -> None:
