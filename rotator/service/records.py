@@ -239,6 +239,10 @@ class ActiveSwap:
     refused: set[str] = field(default_factory=set)  # victims that could not yield: asked again only after a while
     task: asyncio.Task[None] | None = None
 
+    def concerns(self, engine: str) -> bool:
+        admit = self.swap.admit
+        return (admit is not None and admit.engine == engine) or any(s.engine == engine for s in self.swap.evict)
+
     def log_fields(self) -> dict[str, str]:
         """What a line of the log that is written for this swap says of it."""
         admit = self.swap.admit

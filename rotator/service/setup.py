@@ -52,8 +52,8 @@ class Setup:
         old = self._loop.world.config
         changes = describe_changes(old, new)
         self._check_gpus(new)
-        if busy := [name for name in changes.removed if is_live(self._loop.runtime(name).state)]:
-            raise ConfigError([f"engine '{n}': still runs: stop it first (POST /engines/{n}/stop)" for n in busy])
+        if problems := self._in_the_way(changes):
+            raise ConfigError(problems)
         self._loop.world.config = self._loop.fleet.config = new
         self._loop.fleet.configure_gpus(new, [g.info for g in self._loop.fleet.gpus.values()])
         for name in changes.removed:
@@ -70,6 +70,24 @@ class Setup:
         self._limits(new)
         self._loop.world.bus.publish("config.reloaded", changes=list(changes.lines()))
         return changes
+
+    def keep(self) -> None:
+        """Those who were to be removed stay after all."""
+        self._limits(self._loop.world.config)
+
+    def _in_the_way(self, changes: Changes) -> list[str]:
+        """Whoever adopts an engine or carries out a swap with it must find it as it was, or not at all."""
+        fleet, again = self._loop.fleet.engines, "reload again when that is over"
+        concerned = [fleet[name] for name in (*changes.removed, *changes.restart_needed)]
+        if self._loop.adopting and concerned:
+            return [f"engines: it is still being looked for which of them run: {again}"]
+        problems = [f"engine '{e.name}': nobody can tell yet whether it runs: {again}" for e in concerned if e.unseen]
+        for name in changes.removed:
+            if is_live(fleet[name].state):
+                problems.append(f"engine '{name}': still runs: stop it first (POST /engines/{name}/stop)")
+            elif any(active.concerns(name) for active in self._loop.active.values()):
+                problems.append(f"engine '{name}': a swap with it is under way: {again}")
+        return problems
 
     def rebuild(self, name: str) -> None:
         """Take an engine that is down over into its changed configuration: its next start is by the new one."""

@@ -9,7 +9,7 @@ is closed right after it was opened still drains what it let in.
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import inf
 
 from rotator.core.history import Chains, Expectation, History, expect
@@ -74,10 +74,15 @@ class Traffic:
                 gate.change(limit)
                 gate.removed = False
         for engine in [e for e in self._gates if e not in limits]:
-            gate = self._gates[engine]
+            self.retire((engine,))
+            self._forget_if_gone(self._gates[engine])
+
+    def retire(self, engines: Iterable[EngineName]) -> None:
+        """Engines that are about to be removed: nobody new, and nobody who waits. What is in flight goes on.
+        ``configure`` ends it, or takes it back."""
+        for gate in (self._gates[engine] for engine in engines if engine in self._gates):
             gate.is_open, gate.removed = False, True
-            self._refuse_waiters(gate, f"'{engine}' was removed from the configuration", None)
-            self._forget_if_gone(gate)
+            self._refuse_waiters(gate, f"'{gate.engine}' was removed from the configuration", None)
 
     # -- gateway side ------------------------------------------------------------------------------------------------
 
