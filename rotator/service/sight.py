@@ -23,7 +23,7 @@ def engine_seen(
     """``unified``: its GPUs share their memory with the host. ``nodes``: the machine of each of its GPUs, where there
     is more than one."""
     costs, config = engine.costs, engine.config
-    complete = engine.held_bytes is not None and all(g in engine.held_bytes for g in engine.gpus)
+    seen = engine.held_bytes is not None  # on some of its GPUs, maybe: the others count by its state
     demand, sinks = demand_seen(engine, traffic, policies, now_s), engine.sinks_after_s <= now_s
     return Engine(
         name=engine.name,
@@ -32,7 +32,7 @@ def engine_seen(
         awake_bytes=tuple(engine.awake_on(g) for g in engine.gpus),
         residue_bytes=tuple(engine.residue_on(g) for g in engine.gpus),
         host_bytes=engine.host_bytes,
-        held_bytes=tuple(engine.charge_on(g) for g in engine.gpus) if complete else None,
+        held_bytes=tuple(engine.charge_on(g) for g in engine.gpus) if seen else None,
         depth=engine.depth,
         levels=config.levels,
         can_stop=config.launcher != "attach",
