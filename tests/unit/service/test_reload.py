@@ -9,7 +9,7 @@ from rotator.core.values import State
 from rotator.ports import LaunchError
 from rotator.service.gates import EngineUnavailable
 from rotator.service.operations import CommandFailed
-from rotator.service.reload import take
+from rotator.service.reload import Reloads
 from rotator.service.setup import Setup
 from rotator.sim.clock import run
 from tests.fakes import Service, make_box, make_service
@@ -27,6 +27,16 @@ def setup_of(service: Service) -> Setup:
     return setup
 
 
+async def take(service: Service, *files: FleetConfig) -> None:
+    """Reload so many times at once, while the file is changed from one to the next."""
+    reloads, left = Reloads(service.loop, service.operator, setup_of(service)), list(files)
+
+    async def read() -> FleetConfig:
+        return left.pop(0)
+
+    await asyncio.gather(*(reloads.take(read) for _ in files))
+
+
 def test_an_engine_that_clients_wait_for_is_removed_and_not_started_again() -> None:
     async def story() -> None:
         async with make_service(make_box(**BIG)) as service:
@@ -34,7 +44,7 @@ def test_an_engine_that_clients_wait_for_is_removed_and_not_started_again() -> N
             await service.ask("b")
             waiting = asyncio.create_task(service.ask("a"))
             await service.until("b", State.FALLING_ASLEEP)
-            await take(service.loop, service.operator, setup_of(service), without(service.config, "a"))
+            await take(service, without(service.config, "a"))
             with pytest.raises(EngineUnavailable, match="'a' was removed"):
                 await waiting
             assert list(service.fleet.engines) == ["b"]
@@ -51,7 +61,7 @@ def test_an_engine_that_cannot_be_stopped_now_stays_and_serves_on() -> None:
             running = asyncio.create_task(service.ask("a", serves_s=400.0))
             await asyncio.sleep(0.1)
             with pytest.raises(CommandFailed, match="in flight"):
-                await take(service.loop, service.operator, setup_of(service), without(service.config, "a"))
+                await take(service, without(service.config, "a"))
             assert list(service.fleet.engines) == ["a", "b"]
             await service.ask("a")
             await running
@@ -96,5 +106,15 @@ def test_nothing_is_taken_out_or_over_before_it_is_known_whether_it_runs() -> No
             await asyncio.sleep(30.0)
             setup.apply(new)
             assert list(service.fleet.engines) == ["b"]
+
+    run(story())
+
+
+def test_of_two_reloads_at_once_the_newer_file_is_in_force_at_the_end() -> None:
+    async def story() -> None:
+        async with make_service(make_box(**BIG)) as service:
+            await service.ask("a")
+            await take(service, without(service.config, "a"), service.config)  # the first has to wait for its stop
+            assert sorted(service.fleet.engines) == ["a", "b"]
 
     run(story())
