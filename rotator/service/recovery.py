@@ -98,6 +98,8 @@ class Recovery:
         self._world.traffic.abort(engine.name, engine.reason)  # nobody waits for evidence
         if not examined:
             await self._examine(incident, engine)
+        if engine.state is not State.STOPPING or self._loop.fleet.engines.get(engine.name) is not engine:
+            return  # an operator's stop has ended it meanwhile: what runs now, if anything, is another launch
         await self._undertaker.bury(engine.name, engine.after_stop, engine.reason, grace_s=0.0)
 
     async def wedged(self, name: EngineName, reason: str, stands: Callable[[], Awaitable[bool]]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rotator.core.gpu_faults import GpuHealth
 from rotator.core.lifecycle import Event
-from rotator.core.values import GpuId, State
+from rotator.core.values import Command, CommandKind, GpuId, State
 from rotator.ports import Generation, Handle
 from rotator.ports_watchdog import Blind, Case, Senses
 from rotator.service.owner import Facts
@@ -284,5 +284,26 @@ def test_evidence_that_never_comes_holds_up_no_recovery() -> None:
             await service.ask("a")
             await service.loop.moved("a", Event.FAULT, Facts("as this test has it"))
             await service.until("a", State.FAILED, within_s=120)
+
+    run(story())
+
+
+def test_an_engine_that_died_while_an_operator_stopped_it_is_not_killed_again_once_it_is_back() -> None:
+    async def story() -> None:
+        async with watched(pair()) as (service, senses):
+            senses.hangs = True  # its evidence comes late
+            await service.ask("a")
+            running = asyncio.create_task(service.ask("a", serves_s=2.0))
+            await asyncio.sleep(0.1)
+            stop = Command(CommandKind.STOP, "a")
+            stopping = asyncio.create_task(service.operator.command(stop, wait=True, deadline_s=60))
+            await service.until("a", State.DRAINING)
+            service.box.engines["a"].die()
+            await stopping
+            await asyncio.gather(running, return_exceptions=True)
+            await service.ask("a")
+            await asyncio.sleep(300)
+            assert service.state("a") is State.AWAKE
+            assert service.box.engines["a"].launches == 2
 
     run(story())
