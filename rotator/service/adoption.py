@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from rotator.core.lifecycle import Event
@@ -22,6 +22,7 @@ from rotator.ports import (
     OpenTransition,
     Outcome,
     Recovered,
+    Residency,
 )
 from rotator.service import canary
 from rotator.service.accounting import gib, held_by, read_gpus
@@ -53,6 +54,8 @@ class Adopter:
         names = {e.name for e in runtimes}
         await asyncio.gather(*(self._end_orphan(r) for n, r in recovered.engines.items() if n not in names))
         await self._drop_leases(recovered)
+        if rows := [row for row in recovered.residencies if row.engine not in names and row.held_bytes]:
+            await self._forget(rows)
         for transitions in open_by_engine.values():  # of engines that are no longer configured
             await self._resolve(transitions, State.STOPPED)
 
@@ -63,6 +66,13 @@ class Adopter:
                 await self._world.ledger.drop_lease(lease.gpu, lease.holder)
             except LedgerError as e:
                 _log.warning("ledger: lease of %s on %s stays until it expires: %s", lease.holder, lease.gpu, e)
+
+    async def _forget(self, rows: Sequence[Residency]) -> None:
+        """What an engine that is no longer configured still holds, if anything, is foreign: it is not counted twice."""
+        try:
+            await self._world.ledger.put_residencies([replace(row, held_bytes=0) for row in rows])
+        except LedgerError as e:
+            _log.warning("ledger: rows of engines that are no longer configured stay: %s", e)
 
     async def adopt_attached(self, engine: EngineRuntime) -> None:
         """Look whether an attached engine that was away is there again."""
