@@ -4,7 +4,7 @@ from rotator.core.values import GpuId
 from rotator.sim.faults.process import Process
 from rotator.sim.faults.script import Arm
 from rotator.sim.faults.shape import EngineShape
-from rotator.sim.faults.world import World
+from rotator.sim.faults.world import GIB, World
 
 
 class SimEngine:
@@ -32,8 +32,17 @@ class SimEngine:
     def process(self) -> Process | None:
         return self.processes[-1] if self.processes else None
 
+    @property
+    def has_room_for_masters(self) -> bool:
+        room = self.world.host_budget - self.world.host_used
+        return self.shape.host_gib * GIB <= room
+
     def arm(self, fault: Arm) -> None:
         self._armed += [fault] * fault.times
+
+    def rank(self, fault: Arm) -> GpuId:
+        """The GPU on which a fault of one rank strikes."""
+        return self.gpus[fault.rank % len(self.gpus)]
 
     def disarm(self) -> None:
         self._armed.clear()

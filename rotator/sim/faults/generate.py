@@ -2,6 +2,7 @@
 
 import random
 
+from rotator.sim.faults.more import with_more
 from rotator.sim.faults.script import (
     Arm,
     Ask,
@@ -38,8 +39,14 @@ HOWS = {
 }  # fmt: skip
 
 
-def make_script(seed: int, *, brief: bool = False) -> Script:
-    """``brief`` scripts last a third as long, with as many faults in it."""
+def make_script(seed: int, *, brief: bool = False, more: bool = True) -> Script:
+    """``brief`` scripts last a third as long, with as many faults in it. Without ``more`` it is the script that the
+    seed made before others were added to it."""
+    script = _script(seed, brief)
+    return with_more(script, brief=brief) if more else script
+
+
+def _script(seed: int, brief: bool) -> Script:
     rng = random.Random(seed)
     shape = _shape(rng)
     faults_end_s = round(rng.uniform(40.0, 100.0) / (3.0 if brief else 1.0), 1)

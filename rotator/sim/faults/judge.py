@@ -29,8 +29,9 @@ class Judge:
         self.failure: tuple[str, str] | None = None
         self.checks: Counter[str] = Counter()
         self._world = world
-        self._engines = engines
+        self.engines = engines
         self._host_budget_bytes = host_budget_bytes
+        self.removed: set[EngineName] = set()  # those that the fleet file lacked once
         self._served: dict[str, int] = {}
         self._condemned_at_s: list[tuple[EngineName, float, str]] = []
         self._forced_at_s: list[tuple[EngineName, float]] = []
@@ -60,6 +61,11 @@ class Judge:
     @property
     def shakes(self) -> int:
         return len(self._shaken_at_s)
+
+    def on_put_away(self, life: ServiceLife) -> None:
+        """The service ends, and puts its engines away by force."""
+        for name in self.engines:
+            self.forced(name)
 
     def forced(self, engine: EngineName) -> None:
         self._forced_at_s.append((engine, self._world.now()))
@@ -94,7 +100,7 @@ class Judge:
         mine = set(process.engine.gpus)
         return [
             other
-            for engine in self._engines.values()
+            for engine in self.engines.values()
             if engine is not process.engine and not mine.isdisjoint(engine.gpus)
             for other in engine.processes
             if other.operation and not engine.was_undying
@@ -120,6 +126,9 @@ class Judge:
     # -- what the service says ---------------------------------------------------------------------------------------
 
     def on_event(self, life: ServiceLife, event: Event) -> None:
+        if event.kind in ("engine.starting", "engine.waking") and UNFIT not in str(event.data.get("reason")):
+            text = f"{event.engine} is brought in while all are put away"
+            self.expect(not life.puts_away, "nothing comes in while a service ends", text)
         if event.engine is None or not event.kind.startswith("engine."):
             return
         state, cause = event.data.get("state"), event.data.get("event")
@@ -143,10 +152,13 @@ class Judge:
             self.expect(room.free[gpu] >= 0 or fresh, "nothing is begun that does not fit by the books", text)
 
     def _has_cause(self, engine: EngineName, reason: str) -> None:
-        now, there = self._world.now(), self._engines[engine]
-        lately = [*there.troubled_at_s, *self._shaken_at_s, *(self._world.gpus[g].disturbed_at_s for g in there.gpus)]
-        known = any(now - at_s <= CAUSE_S for at_s in lately) or any(self._world.gpus[g].query for g in there.gpus)
-        self.expect(known, "no engine is condemned without cause", f"{engine}: {reason}")
+        self.expect(self.excused(self.engines[engine]), "no engine is condemned without cause", f"{engine}: {reason}")
+
+    def excused(self, engine: SimEngine) -> bool:
+        """Whether something failed of late that concerns it."""
+        now = self._world.now()
+        lately = [*engine.troubled_at_s, *self._shaken_at_s, *(self._world.gpus[g].disturbed_at_s for g in engine.gpus)]
+        return any(now - at_s <= CAUSE_S for at_s in lately) or any(self._world.gpus[g].query for g in engine.gpus)
 
     # -- every tick --------------------------------------------------------------------------------------------------
 
@@ -170,10 +182,16 @@ class Judge:
             watch.bounds(), every_s=watch.every_s, probe_deadline_s=watch.probe_deadline_s, young=True
         )
         yielding = {step.engine for a in life.loop.active.values() for step in a.swap.evict}
-        for name, engine in self._engines.items():
-            process, runtime = engine.process, life.loop.runtime(name)
+        for name, engine in self.engines.items():
+            process, runtime = engine.process, life.loop.fleet.engines.get(name)
             stands = process is not None and process.wedged_since_s is not None and any(w.busy for w in process.wires)
-            if not stands or runtime.state is not State.AWAKE or name in yielding or life.loop.adopting:
+            if (
+                not stands
+                or runtime is None
+                or runtime.state is not State.AWAKE
+                or name in yielding
+                or life.loop.adopting
+            ):
                 self._stood_since_s.pop((life, name), None)
                 continue
             stood_s = now - self._stood_since_s.setdefault((life, name), now)
@@ -203,6 +221,8 @@ class Judge:
             self._genuine(answer)
         if answer.verdict == "whole":
             self._whole(answer)
+        elif answer.status == 404 and answer.code == "model_not_found":
+            self.expect(ask.engine in self.removed, "every model is found", f"{ask.key} asked for {ask.engine}")
         elif answer.verdict in ("broken", "failed"):
             text = (
                 f"{ask.key} for {ask.engine} ended as {answer.verdict} ({answer.status} {answer.error}) without cause"
@@ -215,7 +235,7 @@ class Judge:
     def _genuine(self, answer: Answer) -> None:
         """Every piece is this request's, of its own model, in order, once."""
         ask = answer.ask
-        engine = self._engines[ask.engine]
+        engine = self.engines[ask.engine]
         if answer.verdict != "whole" and not ask.stream:
             return
         try:
@@ -237,15 +257,19 @@ class Judge:
             name == engine and cause != "stop" and begun <= at <= ended for name, at, cause in self._condemned_at_s
         )
         forced = any(name == engine and begun - 60.0 <= at <= ended for name, at in self._forced_at_s)
-        own = any(begun <= at <= ended for at in self._engines[engine].troubled_at_s)
+        own = any(begun <= at <= ended for at in self.engines[engine].troubled_at_s)
         return life.dead or told or forced or own
 
     # -- at rest -----------------------------------------------------------------------------------------------------
 
     def rest(self, life: ServiceLife) -> None:
         """The service's book against the world's truth, once everything stands still."""
+        gone = [
+            name for name, engine in self.engines.items() if engine.processes and name not in life.loop.fleet.engines
+        ]
+        self.expect(not gone, "no engine is leaked", f"{gone} run and are not in the fleet")
         for runtime in life.loop.all_runtimes():
-            engine, state = self._engines[runtime.name], runtime.state
+            engine, state = self.engines[runtime.name], runtime.state
             processes = engine.processes
             text = f"{runtime.name} is {state.value} ({runtime.reason}) and has {len(processes)} processes"
             self.expect(not is_moving(state), "a quiet fleet comes to rest", text)
@@ -259,7 +283,8 @@ class Judge:
     def _holds(self, process: Process, text: str) -> None:
         """What it holds is what its state is worth, within what a verified sleep may leave besides."""
         shape = process.shape
-        most = int((shape.residue_gib + SPARE_GIB if process.sleeping else shape.awake_gib) * GIB)
+        deep = process.sleeping and process.level != 0  # who only paused holds what nobody needed yet
+        most = int((shape.residue_gib + SPARE_GIB if deep else shape.awake_gib) * GIB)
         for gpu in process.engine.gpus:
             held = process.held_on(gpu)
             self.expect(held <= most, "bytes are true", f"{text}, which hold {held / GIB:.1f} GiB on {gpu}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rotator.adapters.vllm import VllmControl
-from rotator.config import FleetConfig
+from rotator.config import ConfigError, FleetConfig
 from rotator.ports import HostMemory, LedgerError
 from rotator.ports_watchdog import Senses
 from rotator.service.directory import FleetDirectory
@@ -20,10 +20,13 @@ from rotator.service.journal import Journal
 from rotator.service.loop import Loop
 from rotator.service.metrics import Metrics
 from rotator.service.operator import Operator
+from rotator.service.reload import Reloads
 from rotator.service.setup import Setup
 from rotator.service.timers import Timers
 from rotator.service.traffic import Traffic
 from rotator.service.world import World as ServiceWorld
+from rotator.sim.faults.ending import wind_down
+from rotator.sim.faults.file import FleetFile
 from rotator.sim.faults.network import Network
 from rotator.sim.faults.parts import DiskWorker, SimDevices, SimDisk, SimLauncher, SimLedger, SimSenses
 from rotator.sim.faults.world import LIFE, World
@@ -88,25 +91,30 @@ class ServiceLife:
     def __init__(
         self,
         world: World,
-        config: FleetConfig,
+        file: FleetFile,
         ledger_path: Path,
         parts: tuple[Network, SimLauncher, SimDisk],
         on_event: Callable[["ServiceLife", Event], None],
         on_exit: Callable[["ServiceLife"], None],
+        on_put_away: Callable[["ServiceLife"], None] = lambda _: None,
     ) -> None:
         self.dead = False
+        self.ending = False  # it was told to end
+        self.puts_away = False  # its engines are stopped or put to sleep, because it ends
         self._world = world
-        self._config = config
+        self._file = file
         self._url = f"sqlite:///{ledger_path}"
         self._folder = str(ledger_path.parent)
         self._network, self._launcher, self._disk = parts
         self._on_event = on_event
         self._on_exit = on_exit
+        self._on_put_away = on_put_away
         self._tasks: dict[asyncio.Task[Any], None] = {}
         self._context = contextvars.copy_context()
         self._context.run(LIFE.set, self)
         self._ports = itertools.count(FIRST_PORT)
-        self.spawn(self._run())
+        self._told_to_end = asyncio.Event()
+        self.main = self.spawn(self._run())
 
     def adopt(self, task: asyncio.Task[Any]) -> None:
         self._tasks[task] = None
@@ -115,6 +123,11 @@ class ServiceLife:
     def spawn(self, work: Any) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = self._context.copy().run(self._world.loop.create_task, work)
         return task
+
+    def terminate(self) -> None:
+        """As SIGTERM: ``main`` is done once it has ended."""
+        self.ending = True
+        self._told_to_end.set()
 
     async def kill(self) -> None:
         """As ``kill -9``: nothing of it reaches the world any more, which takes its lock and sockets back."""
@@ -130,13 +143,13 @@ class ServiceLife:
     async def _run(self) -> None:
         try:
             await self._serve()
-        except LedgerError as e:
+        except (LedgerError, ConfigError) as e:
             told = str(e).replace(self._folder, "FOLDER")  # it differs from run to run, and the trace must not
             self._world.trace.note(f"the service cannot start: {told}")
             self._on_exit(self)
 
     async def _serve(self) -> None:
-        config, wall = self._config, self._world.wall
+        config, wall = self._file.read(), self._world.wall
         self.ledger = await SimLedger.on(self._disk).open(
             self._url,
             deadline_s=config.ledger.deadline_s,
@@ -145,15 +158,31 @@ class ServiceLife:
             worker=lambda name: DiskWorker(name, self._world, self._disk),
         )
         try:
-            await self._compose(wall)
-            await asyncio.Event().wait()
+            await self._compose(config, wall)
+            await self._told_to_end.wait()
+            await wind_down(self.loop, self._put_away)
+            await self._close()
         finally:
             self.up = False
             if not self.dead:
                 await self.ledger.close()
 
-    async def _compose(self, wall: Callable[[], float]) -> None:
-        config, metrics = self._config, Metrics()
+    def _put_away(self) -> None:
+        self.puts_away = True
+        self._on_put_away(self)
+
+    async def _close(self) -> None:
+        """Everything of its own, in the composition root's order."""
+        self.up = False
+        await self.gateway.close()
+        self._timers.stop()
+        self._deciding.cancel()
+        await asyncio.gather(self._deciding, return_exceptions=True)
+        await self._control.close()
+
+    async def _compose(self, config: FleetConfig, wall: Callable[[], float]) -> None:
+        metrics = Metrics()
+        self._control = VllmControl(exchange=self._network.exchange)
         self.traffic = Traffic(
             queue_total_max=config.gateway.queue_total_max,
             on_demand=lambda _: self.loop.tick(),
@@ -164,7 +193,7 @@ class ServiceLife:
         world = ServiceWorld(
             config,
             SimDevices(self._world),
-            VllmControl(exchange=self._network.exchange),
+            self._control,
             {"process": self._launcher},
             self.ledger,
             Journal(self.ledger, wall),
@@ -182,13 +211,23 @@ class ServiceLife:
         await self.ledger.put_gpus([g.info for g in fleet.gpus.values()])
         setup.build(recovered.engines)
         fleet.remember(recovered)
-        self.operator = Operator(self.loop, _no_reload, "fleet.yaml")
+        self.operator = Operator(self.loop, self._reload, "fleet.yaml")
+        self._reloads = Reloads(self.loop, self.operator, setup)
         self.gateway = Gateway(
             traffic=self.traffic, directory=FleetDirectory(fleet), config=config.gateway, bus=bus, metrics=metrics
         )
-        asyncio.get_running_loop().create_task(self.loop.run(recovered))
-        Timers(self.loop, VirtualScheduler(), lambda _: 0.0).start()
+        self._deciding = asyncio.get_running_loop().create_task(self.loop.run(recovered))
+        self._timers = Timers(self.loop, VirtualScheduler(), lambda _: 0.0)
+        self._timers.start()
         self.up = True
+
+    async def _reload(self) -> tuple[str, ...]:
+        new, changes = await self._reloads.take(self._read_file)
+        self.gateway.reconfigure(new.gateway)
+        return changes.lines()
+
+    async def _read_file(self) -> FleetConfig:
+        return self._file.read()
 
     def _request_ended(self, model: str, waited_s: float, outcome: str) -> None:
         if not self.dead:
@@ -199,7 +238,3 @@ class ServiceLife:
 
     def _free_port(self, taken: Container[int]) -> int:
         return next(port for port in self._ports if port not in taken)
-
-
-async def _no_reload() -> tuple[str, ...]:
-    return ()

@@ -3,8 +3,9 @@
 import asyncio
 
 from rotator.service.events import Event
+from rotator.sim.faults.judge_end import judge_end
 from rotator.sim.faults.life import ServiceLife
-from rotator.sim.faults.script import Kill
+from rotator.sim.faults.script import Kill, Term
 from rotator.sim.faults.stage import Stage
 
 START_AGAIN_S = 1.0  # what a supervisor waits before it starts a service again that could not start
@@ -22,7 +23,8 @@ class Lives:
     def begin(self) -> None:
         stage = self._stage
         parts = (stage.network, stage.launcher, stage.disk)
-        stage.life = ServiceLife(self._world, stage.config, stage.ledger_path, parts, self._on_bus, self._on_exit)
+        ends = self._on_exit, stage.judge.on_put_away
+        stage.life = ServiceLife(self._world, stage.file, stage.ledger_path, parts, self._on_bus, *ends)
         stage.judge.watch(stage.life)
 
     def calm(self) -> None:
@@ -55,6 +57,25 @@ class Lives:
         self._world.trace.note("the service is killed")
         self._world.injected[f"kill before {kill.before}" if kill.before else "kill"] += 1
         await self._restart(life, kill.down_s)
+
+    # -- told to end -------------------------------------------------------------------------------------------------
+
+    def end(self, term: Term) -> None:
+        life = self._stage.life
+        if not life.up:  # it does not listen for signals yet, and dies of one
+            self._kill(Kill(term.at_s, down_s=term.down_s))
+        elif not life.ending:
+            life.terminate()
+            self._world.spawn(self._ends(life, term))
+
+    async def _ends(self, life: ServiceLife, term: Term) -> None:
+        await asyncio.wait((life.main,), timeout=term.patience_s)
+        if life.dead:
+            return
+        if life.main.done():
+            self._world.trace.note("the service has ended")
+            judge_end(self._stage.judge, life, life.loop.world.config.recovery.on_shutdown)
+        await self._restart(life, term.down_s)
 
     def _on_exit(self, life: ServiceLife) -> None:
         self._world.spawn(self._restart(life, START_AGAIN_S))

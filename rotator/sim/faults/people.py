@@ -1,10 +1,11 @@
 """Clients and operators of a script, as they come to the service."""
 
+from rotator.config import ConfigError
 from rotator.core.values import BlockKind, Command, CommandKind, State
 from rotator.ports import RotatorError
 from rotator.sim.faults.clients import Answer, Client
 from rotator.sim.faults.life import ServiceLife
-from rotator.sim.faults.script import Ask, Order
+from rotator.sim.faults.script import Ask, Edit, Order
 from rotator.sim.faults.stage import Stage
 
 _RESOLVED_BY_PEOPLE = frozenset({BlockKind.PINNED, BlockKind.CORDONED, BlockKind.QUARANTINED})
@@ -36,6 +37,8 @@ class People:
 
     def needs_a_person(self, name: str) -> bool:
         loop = self._stage.life.loop
+        if name not in loop.fleet.engines:
+            return False
         if loop.runtime(name).state is State.QUARANTINED:
             return bool(loop.runtime(name).reason)
         blocked = loop.plan_for((Command(CommandKind.WAKE, name),)).blocked
@@ -50,6 +53,24 @@ class People:
                 if order.force or order.verb in ("stop", "restart"):
                     stage.judge.forced(name)
             stage.life.spawn(self._carry_out(stage.life, order))
+
+    def edit(self, edit: Edit) -> None:
+        """The file is as it is, whether the service takes it or not."""
+        stage = self._stage
+        stage.file.edit(edit)
+        if edit.how == "remove":
+            stage.judge.removed.add(edit.engine)
+        if stage.life.up:
+            stage.life.spawn(self.reload(stage.life))
+
+    async def reload(self, life: ServiceLife) -> bool:
+        try:
+            lines = await life.operator.reload()
+        except (RotatorError, ConfigError) as e:
+            self._stage.world.trace.note(f"reload: {e}")
+            return False
+        self._stage.world.trace.note(f"reload: {'; '.join(lines)}")
+        return True
 
     async def _carry_out(self, life: ServiceLife, order: Order) -> None:
         operator, target = life.operator, order.target

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rotator.core.values import GpuId
+from rotator.sim.faults.plugin import Plugin
 from rotator.sim.faults.shape import EngineShape
 from rotator.sim.faults.sleeping import Sleeper
 from rotator.sim.faults.wires import HTML, Lost, Reply, Wire
@@ -38,7 +39,9 @@ class Process:
         self.warnings = 0  # lines in its log that say that a rank does not take its turn
         self.wedged_since_s: float | None = None
         self._host = 0
+        self.on_disk = False  # where its next sleep leaves its masters
         self._sleeper = Sleeper(self)
+        self._plugin = Plugin(self, self._sleeper)
         self.runs = asyncio.Event()
         self._wedged = False
         self._linger_s = 0.0
@@ -148,6 +151,11 @@ class Process:
         self.world.host_used += size - self._host
         self._host = size
 
+    def forget_masters(self) -> None:
+        """It is awake: its masters go, where its allocator does not keep them for its next sleep."""
+        if not self.shape.keeps_masters or self.level != 1:
+            self.keep_masters(0)
+
     # -- what operators' routes answer -------------------------------------------------------------------------------
 
     async def answer(self, method: str, path: str, query: Sequence[tuple[str, str]], body: Any) -> Reply:
@@ -163,13 +171,12 @@ class Process:
                 return await self._question(path)
             case "POST", "/sleep":
                 level, mode = int(dict(query)["level"]), dict(query).get("mode", "abort")
-                return await self._operate("sleep", lambda: self._sleeper.sleep(level, mode))
+                return await self.operate("sleep", lambda: self._sleeper.sleep(level, mode))
             case "POST", "/wake_up":
-                return await self._operate("wake", lambda: self._sleeper.wake(tuple(tag for _, tag in query)))
+                return await self.operate("wake", lambda: self._sleeper.wake(tuple(tag for _, tag in query)))
         await self._stands()
         if path == "/collective_rpc":
-            await asyncio.sleep(self.shape.wake_s)
-            self.loaded = True
+            return await self._plugin.call(body["method"], body.get("args", ()))
         return 200, b""
 
     def _metrics(self) -> bytes:
@@ -202,7 +209,7 @@ class Process:
         }
         return (200, json.dumps(answers[path]).encode()) if path in answers else (404, b"")
 
-    async def _operate(self, op: str, work: Callable[[], Awaitable[Reply]]) -> Reply:
+    async def operate(self, op: str, work: Callable[[], Awaitable[Reply]]) -> Reply:
         asked_at_s = self.world.now()
         await self._stands()
         self.asked_at_s = asked_at_s

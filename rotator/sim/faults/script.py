@@ -129,6 +129,26 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
+class Term:
+    """The service is told to end (SIGTERM), and does with its engines what its fleet file says. What is not over after
+    ``patience_s`` is killed. It is started again after ``down_s``."""
+
+    at_s: float
+    patience_s: float
+    down_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """Somebody changes the fleet file and has it read again. ``how``: remove, add, command, pin, unpin, priority,
+    levels (of the engine), calendar, idle (settings), break (the file cannot be read)."""
+
+    at_s: float
+    engine: EngineName
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
 class Jump:
     """The wall clock jumps."""
 
@@ -146,7 +166,7 @@ class Away:
     seconds: float
 
 
-Event = Ask | Order | Arm | Die | Undying | Wedge | Cut | Nvml | Foreign | Disk | Kill | Jump | Away
+Event = Ask | Order | Arm | Die | Undying | Wedge | Cut | Nvml | Foreign | Disk | Kill | Term | Edit | Jump | Away
 
 
 @dataclass(frozen=True, slots=True)

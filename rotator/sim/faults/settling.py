@@ -11,6 +11,7 @@ BACK_S = 40.0  # within this after the last fault the service is up
 SETTLE_S = 300.0  # within this after the last fault every engine serves, or says why a person must help
 SILENCE_S = 20.0  # so long nobody asks: in its second half nobody comes in twice (once, for who is likely to ask)
 ASK_AGAIN_S = 3.0
+FILE_S = 60.0  # within this after the last fault a fleet file is taken
 
 
 class Settling:
@@ -24,6 +25,7 @@ class Settling:
         """Every engine serves again, or is in a state that a person must resolve."""
         stage, give_up_s = self._stage, self._world.now() + SETTLE_S
         await self._back()
+        await self._takes_its_file()
         await asyncio.gather(*(self._serves_again(name, give_up_s) for name in stage.engines))
         if stage.clients:
             await asyncio.wait(tuple(stage.clients), timeout=max(1.0, give_up_s - self._world.now()))
@@ -37,6 +39,18 @@ class Settling:
         up = self._stage.life.up
         self._judge.expect(up, "the service comes back", f"it was not up {BACK_S:g} s after the last fault")
 
+    async def _takes_its_file(self) -> None:
+        """Whoever mended the fleet file has it read again, and it is taken."""
+        if not self._stage.judge.removed:
+            return
+        for _ in range(int(FILE_S / ASK_AGAIN_S)):
+            life = self._stage.life
+            if not life.up or await life.spawn(self._people.reload(life)):
+                break
+            await asyncio.sleep(ASK_AGAIN_S)
+        missing = self._stage.engines.keys() - self._stage.life.loop.fleet.engines.keys()
+        self._judge.expect(not missing, "a file that is right is taken", f"{sorted(missing)} are still missing")
+
     async def _serves_again(self, name: str, give_up_s: float) -> None:
         for n in range(1000):
             if not self._stage.life.up:
@@ -46,8 +60,9 @@ class Settling:
             if answer.verdict == "whole" or self._people.needs_a_person(name):
                 return
             if self._world.now() > give_up_s:
-                state = self._stage.life.loop.runtime(name)
-                text = f"{name} is {state.state.value} ({state.reason}) and answers: {answer.status} {answer.error}"
+                state = self._stage.life.loop.fleet.engines.get(name)
+                is_ = f"{state.state.value} ({state.reason})" if state else "missing"
+                text = f"{name} is {is_} and answers: {answer.status} {answer.error}"
                 self._judge.fail("a quiet fleet converges", text)
                 return
             await asyncio.sleep(ASK_AGAIN_S)

@@ -25,6 +25,22 @@ class EngineShape:
     preload: bool = False
     priority: int = 0
     served_model: str = ""
+    elastic: bool = False
+    kv_gib: float = 0.0  # of ``awake_gib``: what an elastic one frees first
+    disk: bool = False
+    keeps_masters: bool = False
+    revision: int = 0  # of its command
+
+
+@dataclass(frozen=True, slots=True)
+class WindowShape:
+    """A window of the calendar: it comes at a minute of the hour in which the script begins."""
+
+    name: str
+    engines: tuple[EngineName, ...]
+    minute: int
+    duration_s: float
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,3 +52,8 @@ class Shape:
     host_budget_gib: float
     idle_sleep_s: float | None
     engines: tuple[EngineShape, ...]
+    on_shutdown: str = "leave"
+    idle_sink_s: float | None = None
+    begins_s: float = 0.0  # seconds after a full hour
+    windows: tuple[WindowShape, ...] = ()
+    default_engines: tuple[EngineName, ...] = ()

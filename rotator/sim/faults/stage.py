@@ -7,7 +7,7 @@ from pathlib import Path
 from rotator.core.values import State
 from rotator.sim.faults.clients import Answer
 from rotator.sim.faults.engine import SimEngine
-from rotator.sim.faults.fleet import fleet_config
+from rotator.sim.faults.file import FleetFile
 from rotator.sim.faults.judge import Judge
 from rotator.sim.faults.life import ServiceLife
 from rotator.sim.faults.network import Network
@@ -27,7 +27,7 @@ class Stage:
         self.script = script
         self.world = World(script.seed, script.shape)
         self.engines = {e.name: SimEngine(self.world, e) for e in script.shape.engines}
-        self.config = fleet_config(script.shape)
+        self.file = FleetFile(script.shape)
         self.judge = Judge(self.world, self.engines, int(script.shape.host_budget_gib * GIB))
         self.disk = SimDisk(self.world)
         self.launcher = SimLauncher(self.world, self.engines)
@@ -40,8 +40,8 @@ class Stage:
 
     @property
     def adopted(self) -> bool:
-        """Whether the service is up and knows what runs."""
-        return self.life.up and not self.life.loop.adopting
+        """Whether the service is up, is to stay so, and knows what runs."""
+        return self.life.up and not self.life.ending and not self.life.loop.adopting
 
     def shakes(self) -> tuple[float, ...]:
         """What may make ledger and devices differ for a while."""
@@ -56,5 +56,5 @@ class Stage:
 
     @staticmethod
     def stands_still(life: ServiceLife) -> bool:
-        moving = any(e.state not in _STILL for e in life.loop.all_runtimes())
+        moving = any(e.state not in _STILL or e.unseen for e in life.loop.all_runtimes())
         return life.up and not life.loop.active and not moving

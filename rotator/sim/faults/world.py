@@ -114,8 +114,9 @@ class World:
         self.loop = asyncio.get_running_loop()
         self.trace = Trace(self.loop.time)
         self.calm = asyncio.Event()
-        self.wall_offset_s = 1_800_000_000.0
+        self.wall_offset_s = 1_800_000_000.0 + shape.begins_s
         self.host_used = 0
+        self.host_budget = int(shape.host_budget_gib * GIB)
         self.host_total = int(shape.host_budget_gib * GIB / 0.8) + 64 * GIB
         self.gpus = {f"GPU-{i}": Gpu(self, f"GPU-{i}", i, int(shape.gpu_gib * GIB)) for i in range(shape.gpus)}
         self.injected: Counter[str] = Counter()

@@ -35,8 +35,9 @@ def story(
     gpus: int = 1,
     host_gib: float = 400.0,
     faults_end_s: float = 40.0,
+    **machine: object,
 ) -> Script:
-    shape = Shape(gpus, 96.0, host_gib, None, engines)
+    shape = Shape(gpus, 96.0, host_gib, None, engines, **machine)  # type: ignore[arg-type]
     return Script(1, shape, tuple(sorted(events, key=lambda e: e.at_s)), faults_end_s)
 
 

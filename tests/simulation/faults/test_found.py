@@ -1,7 +1,8 @@
 """What soaking found, as stories: each broke an invariant once."""
 
-from rotator.sim.faults.run import run_seed
-from rotator.sim.faults.script import Arm, Away, Die, Disk, Foreign, Kill, Nvml, Order, Undying
+from rotator.sim.faults.generate import make_script
+from rotator.sim.faults.run import run_script
+from rotator.sim.faults.script import Arm, Away, Die, Disk, Edit, Foreign, Kill, Nvml, Order, Undying
 from tests.simulation.faults.stories import ask, engine, played
 
 
@@ -110,5 +111,25 @@ def test_an_engine_is_not_taken_for_smaller_because_others_left_while_it_started
 
 
 def test_two_engines_that_sleep_at_once_are_not_promised_the_same_host_ram() -> None:
-    outcome = run_seed(300)
+    outcome = run_script(make_script(300, more=False))
     assert outcome.failure is None, outcome.failure
+
+
+def test_what_an_engine_holds_counts_on_the_gpus_that_tell_it_where_another_one_does_not() -> None:
+    pair = (engine("a", gpus=(0, 1), awake_gib=66.0, planned_gib=66.0), engine("b", gpus=(0, 1), awake_gib=74.0))
+    played(
+        ask(1, "a"),
+        ask(6, "b"),
+        Nvml(12, "GPU-1", "blind", 20.0),
+        Arm(12, "b", "sleep", "lie_one_rank"),
+        Kill(12.5, "sleep", 1),
+        ask(13, "a"),
+        ask(16, "a"),
+        engines=pair,
+        gpus=2,
+    )
+
+
+def test_an_engine_that_was_taken_out_while_the_service_was_down_is_in_no_book_any_more() -> None:
+    out = (Kill(6, down_s=3.0), Edit(7, "a", "remove"), Edit(34, "a", "add"))
+    assert played(ask(1, "a"), *out).checks["the ledger equals the devices"] >= 3
