@@ -108,6 +108,10 @@ class Adopter:
             return
         pids = await launcher.pids(handle)
         await self._owner.learned(engine.name, Facts("found running", handle=handle, pids=pids))
+        if engine.was_ending and engine.config.launcher != "attach":
+            # What it was asked last may have hung, and would begin beside what others are asked now.
+            await self._reject(engine, "found running, but unfit: it was being ended when the service died", False)
+            return
         try:
             await self._settle(engine, handle, pids, unfinished)
         except (EngineError, Lied, DeviceError) as e:

@@ -289,6 +289,7 @@ def _remember_engine(engine: EngineRuntime, record: EngineRecord) -> None:
         engine.costs.wakes.setdefault(preferred(engine.config.levels), engine.costs.wake_s)
     engine.golden, engine.version, engine.level = record.canary, record.version, record.level
     engine.failures, engine.faults = record.failures, tuple(record.faults)
+    engine.was_ending = record.state is State.STOPPING
     engine.drifted = bool(record.spec_hash) and record.spec_hash != engine.config.spec_hash()
     if record.ref:
         engine.started_as = record.spec_hash if engine.drifted and is_live(record.state) else ""

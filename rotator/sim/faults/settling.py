@@ -27,6 +27,7 @@ class Settling:
         await self._back()
         await self._takes_its_file()
         await asyncio.gather(*(self._serves_again(name, give_up_s) for name in stage.engines))
+        await self._all_seen(give_up_s)
         if stage.clients:
             await asyncio.wait(tuple(stage.clients), timeout=max(1.0, give_up_s - self._world.now()))
         late = [ask.key for ask in stage.clients.values() if not self._people.needs_a_person(ask.engine)]
@@ -38,6 +39,14 @@ class Settling:
             await asyncio.sleep(LOOK_EVERY_S)
         up = self._stage.life.up
         self._judge.expect(up, "the service comes back", f"it was not up {BACK_S:g} s after the last fault")
+
+    async def _all_seen(self, give_up_s: float) -> None:
+        """Also those that nobody may wake are found out about: one that still starts takes its time to answer."""
+        unseen = [""]
+        while unseen and self._world.now() < give_up_s:
+            unseen = [e.name for e in self._stage.life.loop.all_runtimes() if e.unseen] if self._stage.life.up else []
+            await asyncio.sleep(LOOK_EVERY_S if unseen else 0.0)
+        self._judge.expect(not unseen, "every engine is found out about", f"nobody knows whether {unseen} run")
 
     async def _takes_its_file(self) -> None:
         """Whoever mended the fleet file has it read again, and it is taken."""

@@ -133,3 +133,16 @@ def test_what_an_engine_holds_counts_on_the_gpus_that_tell_it_where_another_one_
 def test_an_engine_that_was_taken_out_while_the_service_was_down_is_in_no_book_any_more() -> None:
     out = (Kill(6, down_s=3.0), Edit(7, "a", "remove"), Edit(34, "a", "add"))
     assert played(ask(1, "a"), *out).checks["the ledger equals the devices"] >= 3
+
+
+def test_an_engine_whose_wake_hung_is_ended_also_if_the_service_dies_before_it_could() -> None:
+    outcome = played(
+        ask(1, "a"),
+        ask(6, "b"),
+        Arm(10, "a", "wake", "hang"),
+        ask(11, "a"),
+        Kill(23.8, down_s=1.0),
+        ask(26, "b"),
+        ask(30, "a"),
+    )
+    assert outcome.injected["kill"] == 1
