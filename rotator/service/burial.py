@@ -55,9 +55,9 @@ class Undertaker:
         if left:
             holders = await self._holders(engine)
             words = f"{reason}; its processes are gone but {left} did not come back: {holders}"
-        stays = words != reason or engine.config.launcher == "attach"
         facts = Facts(words, pids=frozenset(), held_bytes={})
-        await self._owner.moved(name, end, facts, await self._readings(engine) if stays else None)
+        # What is there all the same (bytes without a process, others' that came meanwhile) the next plan must know.
+        await self._owner.moved(name, end, facts, await self._readings(engine))
         if entry is not None:
             await entry.close(
                 "ok" if words == reason else "failed", engine.state, error=None if words == reason else words

@@ -180,8 +180,12 @@ class Loop:
     def claimed(self) -> frozenset[GpuId]:
         """GPUs on which something moves: swaps under way, and engines that start, stop, are being buried, or of which
         nobody could tell yet whether they run."""
-        moving = (gpu for e in self.fleet.engines.values() if is_moving(e.state) or e.unseen for gpu in e.gpus)
-        return frozenset(moving).union(*(a.swap.gpus for a in self.active.values()))
+        return self.moving().union(*(a.swap.gpus for a in self.active.values()))
+
+    def moving(self) -> frozenset[GpuId]:
+        """GPUs on which an engine is on its way, or of which nobody could tell yet whether it runs."""
+        on_the_way = (e for e in self.fleet.engines.values() if is_moving(e.state) or e.unseen)
+        return frozenset(gpu for e in on_the_way for gpu in e.gpus)
 
     def snapshot(self, commands: tuple[Command, ...] = ()) -> Snapshot:
         calendar = self.calendar.snapshot(self.now_s(), self._wall())

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from math import inf
 from typing import TYPE_CHECKING
 
 from rotator.core.lifecycle import Event, is_moving
@@ -84,9 +85,10 @@ class News:
             return
         before, here = record.health, [e for e in self._loop.fleet.engines.values() if gpu in e.gpus]
         charged = [engine.charge_on(gpu) for engine in here]
-        self._loop.fleet.read(
-            gpu, reading, error, claimed=gpu in self._loop.claimed(), current=begun_at_s >= record.moved_at_s
-        )
+        # One that came with a transition's end counts, though its swap has still to be told that it is over.
+        claimed = self._loop.moving() if begun_at_s == inf else self._loop.claimed()
+        current = begun_at_s >= record.moved_at_s
+        self._loop.fleet.read(gpu, reading, error, claimed=gpu in claimed, current=current)
         if record.health is not before:
             self._loop.world.bus.publish(f"gpu.{record.health.value}", gpu=gpu, reason=error or "it answers again")
         for engine, known in zip(here, charged, strict=True):

@@ -1,5 +1,7 @@
 """What soaking found, as stories: each broke an invariant once."""
 
+import pytest
+
 from rotator.sim.faults.generate import make_script
 from rotator.sim.faults.run import run_script
 from rotator.sim.faults.script import Arm, Away, Die, Disk, Edit, Foreign, Kill, Nvml, Order, Undying
@@ -133,6 +135,12 @@ def test_what_an_engine_holds_counts_on_the_gpus_that_tell_it_where_another_one_
 def test_an_engine_that_was_taken_out_while_the_service_was_down_is_in_no_book_any_more() -> None:
     out = (Kill(6, down_s=3.0), Edit(7, "a", "remove"), Edit(34, "a", "add"))
     assert played(ask(1, "a"), *out).checks["the ledger equals the devices"] >= 3
+
+
+@pytest.mark.parametrize("seed", [51683, 52565, 54077])
+def test_a_plan_knows_what_came_to_a_gpu_while_an_engine_started_or_ended_there_unseen(seed: int) -> None:
+    outcome = run_script(make_script(seed, more=False))
+    assert outcome.failure is None, outcome.failure
 
 
 def test_an_engine_whose_wake_hung_is_ended_also_if_the_service_dies_before_it_could() -> None:
