@@ -3,6 +3,7 @@
 import asyncio
 
 from rotator.service.events import Event
+from rotator.sim.faults.judge_calendar import judge_swap
 from rotator.sim.faults.judge_end import judge_end
 from rotator.sim.faults.life import ServiceLife
 from rotator.sim.faults.script import Kill, Term
@@ -95,8 +96,10 @@ class Lives:
         data = {k: v for k, v in event.data.items() if k not in ("id", "plan", "phases_s", "evidence")}
         self._world.trace.note(f"{event.kind} {event.engine or ''} {data}")
         self._stage.judge.on_event(life, event)
-        if event.kind == "swap.begun" and event.engine is not None:
-            self._stage.coming_in[event.engine] += 1
+        if event.kind == "swap.begun":
+            judge_swap(self._stage.judge, life, event)
+            if event.engine is not None:
+                self._stage.coming_in[event.engine] += 1
         elif event.kind == "service.ready":
             life.adopted_s = self._world.now()
             life.spawn(self._check_ledger(life))

@@ -7,7 +7,7 @@ Drawn from a stream of its own, on top of a script as it was: what an earlier se
 import random
 from dataclasses import replace
 
-from rotator.sim.faults.script import Arm, Edit, Event, Script, Term
+from rotator.sim.faults.script import Arm, Edit, Event, Reserve, Script, Term
 from rotator.sim.faults.shape import EngineShape, Shape, WindowShape
 
 # What can go wrong with each thing that our allocator's plugin is asked.
@@ -37,6 +37,7 @@ def with_more(script: Script, *, brief: bool) -> Script:
         events += more.arms(shape)
     if rng.random() < 0.25:
         shape = more.with_calendar(shape)
+        events += more.reservations()
     events = sorted([*script.events, *events], key=lambda e: e.at_s)
     return replace(script, shape=shape, events=tuple(events))
 
@@ -106,6 +107,15 @@ class _More:
         windows = tuple(self._window(f"w{i}") for i in range(self._rng.choice((1, 1, 2))))
         defaults = (self._rng.choice(self._names),) if self._rng.random() < 0.3 else ()
         return replace(shape, begins_s=self._seconds(0.0, 59.0), windows=windows, default_engines=defaults)
+
+    def reservations(self) -> list[Event]:
+        return [self._reserve() for _ in range(self._rng.choice((0, 1, 2)))]
+
+    def _reserve(self) -> Event:
+        in_s = self._rng.choice((0.0, self._seconds(0.0, 20.0)))
+        return Reserve(
+            self._at(), self._rng.choice(self._names), in_s, self._seconds(2.0, 40.0), self._rng.choice((0, 1))
+        )
 
     def _window(self, name: str) -> WindowShape:
         minute = self._rng.choice((0, 1, 1, 2))

@@ -1,11 +1,14 @@
 """Clients and operators of a script, as they come to the service."""
 
+from datetime import UTC, datetime
+from typing import Any
+
 from rotator.config import ConfigError
 from rotator.core.values import BlockKind, Command, CommandKind, State
 from rotator.ports import RotatorError
 from rotator.sim.faults.clients import Answer, Client
 from rotator.sim.faults.life import ServiceLife
-from rotator.sim.faults.script import Ask, Edit, Order
+from rotator.sim.faults.script import Ask, Edit, Order, Reserve
 from rotator.sim.faults.stage import Stage
 
 _RESOLVED_BY_PEOPLE = frozenset({BlockKind.PINNED, BlockKind.CORDONED, BlockKind.QUARANTINED})
@@ -62,6 +65,18 @@ class People:
             stage.judge.removed.add(edit.engine)
         if stage.life.up:
             stage.life.spawn(self.reload(stage.life))
+
+    def reserve(self, reserve: Reserve) -> None:
+        if self._stage.life.up:
+            self._stage.life.spawn(self._reserve(self._stage.life, reserve))
+
+    async def _reserve(self, life: ServiceLife, reserve: Reserve) -> None:
+        start = datetime.fromtimestamp(self._stage.world.wall() + reserve.in_s, UTC)
+        terms: dict[str, Any] = {"duration_s": reserve.seconds, "priority": reserve.priority, "note": "by the script"}
+        try:
+            await life.operator.reserve((reserve.engine,), start=start, end=None, **terms)
+        except RotatorError as e:
+            self._stage.world.trace.note(f"reserve {reserve.engine}: {e}")
 
     async def reload(self, life: ServiceLife) -> bool:
         try:

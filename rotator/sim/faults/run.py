@@ -12,7 +12,7 @@ from rotator.sim.faults.errors import errors_are_failures
 from rotator.sim.faults.generate import make_script
 from rotator.sim.faults.lives import Lives
 from rotator.sim.faults.people import People
-from rotator.sim.faults.script import Arm, Ask, Edit, Event, Kill, Nvml, Order, Script, Term
+from rotator.sim.faults.script import Arm, Ask, Edit, Event, Kill, Nvml, Order, Reserve, Script, Term
 from rotator.sim.faults.settling import Settling
 from rotator.sim.faults.simloop import SimLoop
 from rotator.sim.faults.stage import Stage
@@ -112,6 +112,8 @@ class _Run:
                 self.stage.engines[event.engine].arm(event)
             case Order():
                 self.people.order(event)
+            case Reserve():
+                self.people.reserve(event)
             case Edit():
                 self.people.edit(event)
             case Kill():

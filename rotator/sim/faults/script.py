@@ -139,6 +139,17 @@ class Term:
 
 
 @dataclass(frozen=True, slots=True)
+class Reserve:
+    """Somebody reserves the engine, from so many seconds later on, for so long."""
+
+    at_s: float
+    engine: EngineName
+    in_s: float
+    seconds: float
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Edit:
     """Somebody changes the fleet file and has it read again. ``how``: remove, add, command, pin, unpin, priority,
     levels (of the engine), calendar, idle (settings), break (the file cannot be read)."""
@@ -166,7 +177,9 @@ class Away:
     seconds: float
 
 
-Event = Ask | Order | Arm | Die | Undying | Wedge | Cut | Nvml | Foreign | Disk | Kill | Term | Edit | Jump | Away
+Event = (
+    Ask | Order | Arm | Die | Undying | Wedge | Cut | Nvml | Foreign | Disk | Kill | Term | Edit | Reserve | Jump | Away
+)
 
 
 @dataclass(frozen=True, slots=True)
