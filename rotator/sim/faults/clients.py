@@ -41,6 +41,11 @@ class Answer:
         except (ValueError, KeyError, TypeError):
             return ""
 
+    @property
+    def served_by(self) -> str:
+        """Whose answer it says that it is: the engine that was asked for, or its fallback."""
+        return self.headers.get("x-rotator-fallback", self.ask.engine)
+
     def texts(self) -> list[str]:
         """The pieces of the answer, as the engine gave them."""
         if not self.ask.stream:

@@ -20,6 +20,7 @@ WATCHDOG = {
 
 def fleet_config(shape: Shape) -> FleetConfig:
     """The fleet file of a shape: deadlines short, so that virtual minutes hold many stories."""
+    names = {e.name for e in shape.engines}
     engines = [
         {
             "name": e.name,
@@ -34,6 +35,7 @@ def fleet_config(shape: Shape) -> FleetConfig:
             "wake_deadline_s": 12.0,
             "sleep_deadline_s": 12.0,
             "stop_grace_s": 3.0,
+            "fallback": {"model": e.fallback} if e.fallback in names else None,
             "elastic": e.elastic,
             "disk": e.disk,
             "keeps_masters": e.keeps_masters,

@@ -219,6 +219,10 @@ class Judge:
         self.expect(answer.verdict != "forgotten", "no request is forgotten", f"{ask.key} for {ask.engine} got no byte")
         if answer.status == 200:
             self._genuine(answer)
+        if answer.served_by != ask.engine:
+            may = self.engines[ask.engine].shape.fallback
+            text = f"{ask.key} for {ask.engine} was served by {answer.served_by}"
+            self.expect(answer.served_by == may, "a request goes elsewhere only by its fallback", text)
         if answer.verdict == "whole":
             self._whole(answer)
         elif answer.status == 404 and answer.code == "model_not_found":
@@ -235,7 +239,7 @@ class Judge:
     def _genuine(self, answer: Answer) -> None:
         """Every piece is this request's, of its own model, in order, once."""
         ask = answer.ask
-        engine = self.engines[ask.engine]
+        engine = self.engines[answer.served_by]
         if answer.verdict != "whole" and not ask.stream:
             return
         try:
@@ -252,7 +256,7 @@ class Judge:
         self.expect(count == answer.ask.tokens and answer.says_done, "what looks whole is whole", text)
 
     def _may_break(self, answer: Answer, life: ServiceLife) -> bool:
-        engine, begun, ended = answer.ask.engine, answer.begun_s - TURN_S, answer.ended_s + TURN_S
+        engine, begun, ended = answer.served_by, answer.begun_s - TURN_S, answer.ended_s + TURN_S
         told = any(
             name == engine and cause != "stop" and begun <= at <= ended for name, at, cause in self._condemned_at_s
         )

@@ -38,6 +38,8 @@ def with_more(script: Script, *, brief: bool) -> Script:
     if rng.random() < 0.25:
         shape = more.with_calendar(shape)
         events += more.reservations()
+    if rng.random() < 0.25:
+        shape = more.with_fallbacks(shape)
     events = sorted([*script.events, *events], key=lambda e: e.at_s)
     return replace(script, shape=shape, events=tuple(events))
 
@@ -100,6 +102,17 @@ class _More:
         (op,) = self._rng.choices(tuple(PLUGIN_HOWS), weights=(4, 4, 2))
         how, rank = self._rng.choice(PLUGIN_HOWS[op]), self._rng.randrange(4)
         return Arm(self._at(), name, op, how, self._seconds(0.5, 20.0), rank, self._rng.choice((1, 1, 2)))
+
+    # -- fallbacks ---------------------------------------------------------------------------------------------------
+
+    def with_fallbacks(self, shape: Shape) -> Shape:
+        """Of some engines, to another; two may be each other's."""
+        engines = tuple(self._fallen(e) if self._rng.random() < 0.5 else e for e in shape.engines)
+        return replace(shape, engines=engines)
+
+    def _fallen(self, engine: EngineShape) -> EngineShape:
+        others = [name for name in self._names if name != engine.name]
+        return replace(engine, fallback=self._rng.choice(others))
 
     # -- the calendar ------------------------------------------------------------------------------------------------
 

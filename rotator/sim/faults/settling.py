@@ -66,7 +66,8 @@ class Settling:
                 return  # told already
             answer = await self._people.one_client(Ask(self._world.now(), f"{name}-{n}", name, 2, 0.05, True, 60.0))
             self._judge.checks["a quiet fleet converges"] += 1
-            if answer.verdict == "whole" or self._people.needs_a_person(name):
+            served = answer.verdict == "whole" and answer.served_by == name
+            if served or self._people.needs_a_person(name):
                 return
             if self._world.now() > give_up_s:
                 state = self._stage.life.loop.fleet.engines.get(name)

@@ -30,6 +30,7 @@ class EngineShape:
     disk: bool = False
     keeps_masters: bool = False
     revision: int = 0  # of its command
+    fallback: EngineName = ""
 
 
 @dataclass(frozen=True, slots=True)

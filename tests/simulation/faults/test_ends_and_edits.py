@@ -77,3 +77,9 @@ def test_a_broken_file_ends_nothing_that_runs_and_keeps_a_service_down_until_it_
 def test_an_engine_that_was_taken_out_while_the_service_was_down_is_ended_at_its_start() -> None:
     gone = (Kill(6, down_s=3.0), Edit(7, "a", "remove"), ask(10, "b"), Edit(20, "a", "add"), ask(22, "a"))
     played(ask(1, "a"), *gone, engines=(engine("a"), engine("b")))
+
+
+def test_who_cannot_wait_is_served_by_the_fallback_and_told_so() -> None:
+    held = (ask(1, "b", tokens=60, token_s=0.5), ask(3, "a", deadline_s=2.0), ask(6, "a", deadline_s=2.0))
+    outcome = played(*held, engines=(engine("a", fallback="b"), engine("b")))
+    assert outcome.checks["a request goes elsewhere only by its fallback"] >= 1
