@@ -11,6 +11,7 @@ BACK_S = 40.0  # within this after the last fault the service is up
 SETTLE_S = 300.0  # within this after the last fault every engine serves, or says why a person must help
 SILENCE_S = 20.0  # so long nobody asks: in its second half nobody comes in twice (once, for who is likely to ask)
 ASK_AGAIN_S = 3.0
+LEAVES_S = 90.0  # a stream may stand behind a pinned engine, kept alive, for as long as nobody unpins that
 FILE_S = 60.0  # within this after the last fault a fleet file is taken
 
 
@@ -64,7 +65,8 @@ class Settling:
         for n in range(1000):
             if not self._stage.life.up:
                 return  # told already
-            answer = await self._people.one_client(Ask(self._world.now(), f"{name}-{n}", name, 2, 0.05, True, 60.0))
+            asked = Ask(self._world.now(), f"{name}-{n}", name, 2, 0.05, True, 60.0, LEAVES_S)
+            answer = await self._people.one_client(asked)
             self._judge.checks["a quiet fleet converges"] += 1
             served = answer.verdict == "whole" and answer.served_by == name
             if served or self._people.needs_a_person(name):

@@ -44,6 +44,12 @@ def test_a_service_that_a_full_disk_keeps_from_starting_leaves_the_same_trace_at
     assert run_script(script).digest == run_script(script).digest
 
 
+def test_a_run_ends_although_a_stream_stands_behind_a_pinned_engine_for_ever() -> None:
+    outcome = run_script(make_script(54193, more=False))
+    assert outcome.failure is None, outcome.failure
+    assert outcome.virtual_s < 600.0
+
+
 def test_a_failing_script_is_shrunk_to_the_events_that_matter() -> None:
     noise = [ask(float(i), "a") for i in range(1, 30)]
     script = story(*noise, Die(5.5, "b"), Die(20.5, "a"), engines=(engine("a"), engine("b"), engine("c")))
