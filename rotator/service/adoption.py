@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from rotator.core.lifecycle import Event
 from rotator.core.values import Depth, GpuId, Level, State
@@ -15,7 +16,6 @@ from rotator.ports import (
     EngineUnreachable,
     GpuReading,
     Handle,
-    LauncherAway,
     LaunchError,
     LaunchSpec,
     LedgerError,
@@ -43,6 +43,7 @@ class Adopter:
         self._world = world
         self._owner = owner
         self._waiting: set[asyncio.Task[None]] = set()  # engines whose launcher did not answer
+        self.left: set[str] = set()  # names that are no longer configured, and could not be ended yet
 
     async def adopt_all(self, recovered: Recovered) -> None:
         """Bring every configured engine to a true state, and end what is no longer configured."""
@@ -69,10 +70,21 @@ class Adopter:
 
     async def _forget(self, rows: Sequence[Residency]) -> None:
         """What an engine that is no longer configured still holds, if anything, is foreign: it is not counted twice."""
+        names = {e.name for e in self._owner.all_runtimes()}  # one that is back writes its own
         try:
-            await self._world.ledger.put_residencies([replace(row, held_bytes=0) for row in rows])
+            await self._world.ledger.put_residencies([replace(r, held_bytes=0) for r in rows if r.engine not in names])
         except LedgerError as e:
-            _log.warning("ledger: rows of engines that are no longer configured stay: %s", e)
+            _log.warning("ledger: rows of engines that are no longer configured not written, trying again: %s", e)
+            self._later(self._forget_later(rows))
+
+    async def _forget_later(self, rows: Sequence[Residency]) -> None:
+        await asyncio.sleep(_LOOK_AGAIN_S)
+        await self._forget(rows)
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        again = asyncio.create_task(work)
+        self._waiting.add(again)
+        again.add_done_callback(self._waiting.discard)
 
     async def adopt_attached(self, engine: EngineRuntime) -> None:
         """Look whether an attached engine that was away is there again."""
@@ -86,9 +98,7 @@ class Adopter:
                 _log.exception("adopting %s", engine.name)
             await self._owner.learned(engine.name, Facts(f"could not be looked for: {e}", unseen=True))
             if engine.config.launcher != "attach":  # those are looked for again and again in any case
-                again = asyncio.create_task(self._adopt_later(engine, unfinished))
-                self._waiting.add(again)
-                again.add_done_callback(self._waiting.discard)
+                self._later(self._adopt_later(engine, unfinished))
             return
         await self._owner.learned(engine.name, Facts("", unseen=False))
         await self._resolve(unfinished, engine.state)
@@ -236,19 +246,21 @@ class Adopter:
                 return
             await launcher.stop(handle, grace_s=10.0)
             self._world.bus.publish("orphan.stopped", record.engine, reason="it is no longer in the configuration")
-        except LauncherAway as e:
+        except LaunchError as e:
+            self.left.add(record.engine)
             self._world.bus.publish("orphan.left", record.engine, reason=f"{e}; tried again every {_LOOK_AGAIN_S:g} s")
-            again = asyncio.create_task(self._end_orphan_later(record))
-            self._waiting.add(again)
-            again.add_done_callback(self._waiting.discard)
+            self._later(self._end_orphan_later(record))
         except Exception as e:
             _log.exception("stopping %s", record.engine)
             self._world.bus.publish("orphan.left", record.engine, reason=str(e))
 
     async def _end_orphan_later(self, record: EngineRecord) -> None:
-        """What starts engines does not answer: nobody can end this one yet, and nothing else waits for it."""
+        """Nobody can end this one yet, and nothing else waits for it. One that is in the configuration again by then is
+        taken over like any other."""
         await asyncio.sleep(_LOOK_AGAIN_S)
-        await self._end_orphan(record)
+        self.left.discard(record.engine)
+        again = next((e for e in self._owner.all_runtimes() if e.name == record.engine), None)
+        await (self._end_orphan(record) if again is None else self._adopt(again, []))
 
     async def _resolve(self, transitions: list[OpenTransition], state: State) -> None:
         for transition in transitions:

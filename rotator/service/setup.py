@@ -64,6 +64,9 @@ class Setup:
         for engine in new.engines:
             if engine.name in changes.added:
                 self._add(engine, None, taken)
+                # What an earlier life left of it may still run: nothing begins before it was looked for.
+                self._loop.runtime(engine.name).unseen = engine.name in self._loop.adopter.left
+                self._loop.recorder.note(self._loop.runtime(engine.name))
             else:
                 self._change(engine, engine.name in changes.restart_needed)
         self._loop.fleet.index_names()

@@ -154,3 +154,14 @@ def test_an_engine_whose_wake_hung_is_ended_also_if_the_service_dies_before_it_c
         ask(30, "a"),
     )
     assert outcome.injected["kill"] == 1
+
+
+def test_one_that_was_taken_out_and_would_not_die_is_ended_later_or_taken_over_when_it_is_back() -> None:
+    out = (Undying(5, "a", 40.0), Kill(6, down_s=3.0), Edit(7, "a", "remove"))
+    played(ask(1, "a"), *out, faults_end_s=60.0)
+    played(ask(1, "a"), *out, Edit(27, "a", "add"), ask(28, "a"), ask(29, "b"), faults_end_s=60.0)
+
+
+def test_rows_that_a_full_disk_kept_are_emptied_once_there_is_room() -> None:
+    out = (Kill(6, down_s=3.0), Edit(7, "a", "remove"), Disk(9.2, "full", 8.0), ask(20, "b"), Edit(50, "a", "add"))
+    played(ask(1, "a"), *out, engines=(engine("a"), engine("b", pin=True)), faults_end_s=55.0)
