@@ -256,13 +256,19 @@ class Judge:
         self.expect(count == answer.ask.tokens and answer.says_done, "what looks whole is whole", text)
 
     def _may_break(self, answer: Answer, life: ServiceLife) -> bool:
-        engine, begun, ended = answer.served_by, answer.begun_s - TURN_S, answer.ended_s + TURN_S
+        """For what befell the engine that was asked for, or its fallback."""
+        asked = answer.ask.engine
+        names = {asked, self.engines[asked].shape.fallback} & self.engines.keys()
+        return life.dead or any(self._befell(name, answer) for name in names)
+
+    def _befell(self, engine: EngineName, answer: Answer) -> bool:
+        begun, ended = answer.begun_s - TURN_S, answer.ended_s + TURN_S
         told = any(
             name == engine and cause != "stop" and begun <= at <= ended for name, at, cause in self._condemned_at_s
         )
         forced = any(name == engine and begun - 60.0 <= at <= ended for name, at in self._forced_at_s)
         own = any(begun <= at <= ended for at in self.engines[engine].troubled_at_s)
-        return life.dead or told or forced or own
+        return told or forced or own
 
     # -- at rest -----------------------------------------------------------------------------------------------------
 
