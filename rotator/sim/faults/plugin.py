@@ -51,7 +51,7 @@ class Plugin:
             self._let_go(left)
         if how == "rank_fails":
             return 500, b'{"error": {"message": "Call to rotator_sleep_bytes failed on a rank"}}'
-        return await self._after(how, seconds)
+        return await self._done(how, seconds)
 
     def _left(self, size: int, fault: Arm | None) -> dict[GpuId, int]:
         process, least = self._process, int(self._process.shape.residue_gib * GIB)
@@ -87,7 +87,7 @@ class Plugin:
             process.forget_masters()
         if how in ("garbage", "nan"):
             process.spoilt = how
-        return await self._after(how, seconds)
+        return await self._done(how, seconds)
 
     # -- masters -----------------------------------------------------------------------------------------------------
 
@@ -105,6 +105,11 @@ class Plugin:
         process.on_disk = where == "disk"
         if where == "none" or (where == "disk" and process.sleeping):
             process.keep_masters(0)
+        return await self._after(how, seconds)
+
+    async def _done(self, how: str, seconds: float) -> Reply:
+        """Nothing moves on a GPU any more."""
+        self._process.operation = ""
         return await self._after(how, seconds)
 
     async def _after(self, how: str, seconds: float) -> Reply:
