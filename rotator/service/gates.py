@@ -140,7 +140,7 @@ class Gate:
     """One engine's door, the line before it, and its past."""
 
     __slots__ = ("crowd", "engine", "failure", "flow", "flying", "freezes", "held", "held_since_s", "history", "idle",
-                 "is_open", "limits", "removed", "stalled_s", "tickets", "used_at_s", "visitors",
+                 "is_open", "limits", "removed", "retired", "stalled_s", "tickets", "used_at_s", "visitors",
                  "waiters")  # fmt: skip
 
     def __init__(self, engine: EngineName, limits: Limits) -> None:
@@ -150,6 +150,7 @@ class Gate:
         self.held = False
         self.held_since_s = 0.0
         self.removed = False
+        self.retired = False  # about to be removed: its engine is being stopped
         self.failure: tuple[str, float | None] | None = None
         self.tickets: dict[Ticket, None] = {}
         self.visitors: dict[Ticket, None] = {}

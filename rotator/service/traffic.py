@@ -72,16 +72,17 @@ class Traffic:
                 self._gates[engine] = Gate(engine, limit)
             else:
                 gate.change(limit)
-                gate.removed = False
+                gate.removed = gate.retired = False
         for engine in [e for e in self._gates if e not in limits]:
             self.retire((engine,))
+            self._gates[engine].removed = True
             self._forget_if_gone(self._gates[engine])
 
     def retire(self, engines: Iterable[EngineName]) -> None:
         """Engines that are about to be removed: nobody new, and nobody who waits. What is in flight goes on.
         ``configure`` ends it, or takes it back."""
         for gate in (self._gates[engine] for engine in engines if engine in self._gates):
-            gate.is_open, gate.removed = False, True
+            gate.is_open, gate.retired = False, True
             self._refuse_waiters(gate, f"'{gate.engine}' was removed from the configuration", None)
 
     # -- gateway side ------------------------------------------------------------------------------------------------
@@ -147,7 +148,7 @@ class Traffic:
         over."""
         gate = self._gates[engine]
         gate.failure = None
-        gate.is_open = True
+        gate.is_open = not gate.retired
         self._let_in(gate)
 
     def close(self, engine: EngineName) -> None:
@@ -318,7 +319,7 @@ class Traffic:
     def _check_queue(self, gate: Gate, client: str) -> None:
         if self._shut:
             raise EngineUnavailable("shutting down")
-        if gate.removed:
+        if gate.removed or gate.retired:
             raise EngineUnavailable(f"'{gate.engine}' was removed from the configuration")
         if gate.failure is not None:
             raise EngineUnavailable(*gate.failure)

@@ -376,6 +376,22 @@ async def test_reconfiguring_keeps_the_waiters_of_kept_engines_and_refuses_those
     assert (await kept).engine == "a"
 
 
+async def test_an_engine_that_is_being_taken_out_lets_nobody_in_and_can_be_kept_after_all() -> None:
+    traffic = build()
+    traffic.open("b")
+    enter(traffic, "b").leave("ok")  # the last one leaves while it is taken out
+    ticket = enter(traffic, "b")
+    traffic.retire(["b"])
+    ticket.leave("ok")
+    traffic.open("b")  # its stop was given up: it goes on for now
+    assert traffic.try_enter("b", "m") is None
+    with pytest.raises(EngineUnavailable, match="removed"):
+        await traffic.enter("b", "m", deadline_s=None)
+    traffic.configure({"a": limits(), "b": limits()})
+    traffic.open("b")
+    assert enter(traffic, "b").engine == "b"
+
+
 async def test_a_removed_engines_work_in_flight_can_still_be_drained() -> None:
     traffic = build()
     traffic.open("b")
