@@ -11,7 +11,7 @@ BACK_S = 40.0  # within this after the last fault the service is up
 SETTLE_S = 300.0  # within this after the last fault every engine serves, or says why a person must help
 SILENCE_S = 20.0  # so long nobody asks: in its second half nobody comes in twice (once, for who is likely to ask)
 ASK_AGAIN_S = 3.0
-LEAVES_S = 90.0  # a stream may stand behind a pinned engine, kept alive, for as long as nobody unpins that
+LEAVES_S = 90.0  # whose stream stands behind a pinned engine goes away: the service keeps it while it may stand
 FILE_S = 60.0  # within this after the last fault a fleet file is taken
 
 
