@@ -173,7 +173,8 @@ class Evictor:
         clock = asyncio.get_running_loop().time
         started = clock()
         host_before = await self._host_left(engine)
-        expected = self._expectation(engine) if level is not Level.PAUSE else _elastic_expectation(step, engine)
+        rest = _rest(step, engine)
+        expected = self._expectation(engine) if level is not Level.PAUSE else self._elastic(rest, engine)
         await self._put_to_sleep(step, engine, level)
         slept = clock()
         judgement = await self._verify(engine, expected, before)
@@ -188,7 +189,7 @@ class Evictor:
             f"sleeps ({step.reason})",
             level=level,
             depth=step.depth or DEPTH_OF_LEVEL[level],
-            residue_bytes=None if level is Level.PAUSE else judgement.held,
+            residue_bytes=_least(rest, judgement) if level is Level.PAUSE else judgement.held,
             held_bytes=judgement.held,
             host_bytes=took if step.depth is None and self._is_believable(engine, level, took) else None,
             masters=level is Level.HOST and step.depth is None,
@@ -267,12 +268,14 @@ class Evictor:
             await control.place_masters(engine.url, where=where, deadline_s=deadline_s)
             held = engine.held_bytes if engine.state is State.ASLEEP else None  # what it holds on its GPUs is as it was
             return Facts(f"sinks ({step.reason})", depth=step.depth, masters=False, held_bytes=held)
-        expected = _elastic_expectation(step, engine)
+        rest = _rest(step, engine)
+        expected = self._elastic(rest, engine)
         await control.sleep_bytes(engine.url, bytes_per_gpu=_asked(step), deadline_s=deadline_s)
         judgement = await self._verify(engine, expected, before)
         if not judgement.ok:
             raise Lied(judgement.reason)
-        return Facts(f"sleeps deeper ({step.reason})", depth=step.depth, held_bytes=judgement.held)
+        least, why = _least(rest, judgement), f"sleeps deeper ({step.reason})"
+        return Facts(why, depth=step.depth, held_bytes=judgement.held, residue_bytes=least)
 
     def _is_believable(self, engine: EngineRuntime, level: Level, took: int) -> bool:
         """Host RAM is shared: a reading counts only for level 1, with no other swap beside, and near what was planned
@@ -289,6 +292,14 @@ class Evictor:
             tolerance_bytes=int(recovery.residue_tolerance_gib * (1 << 30)),
             first_frees_min=recovery.first_sleep_frees_min,
         )
+
+    def _elastic(self, rest: Mapping[GpuId, int], engine: EngineRuntime) -> SleepExpectation:
+        """Freeing by bytes must leave no more than what it held less what it was to free. How little it can come to is
+        not known before a sleep has shown it."""
+        held = {gpu: engine.charge_on(gpu) for gpu in engine.gpus}
+        first = 1.0 - self._world.config.recovery.first_sleep_frees_min
+        least = {gpu: 0 if gpu in engine.residue_bytes else int(first * engine.awake_on(gpu)) for gpu in engine.gpus}
+        return SleepExpectation(held, {gpu: max(size, least[gpu]) for gpu, size in rest.items()}, SPARE_BYTES, 0.0)
 
     async def _stop(self, step: Step, engine: EngineRuntime, entry: Entry) -> bool:
         if not await self._owner.moved(engine.name, Event.STOP, Facts(step.reason)):
@@ -311,12 +322,15 @@ def _asked(step: Step) -> int:
     return max(-size for _, size in step.bytes_per_gpu) + 2 * SPARE_BYTES
 
 
-def _elastic_expectation(step: Step, engine: EngineRuntime) -> SleepExpectation:
-    """Freeing by bytes must leave no more than what it held less what it was to free."""
-    held = {gpu: engine.charge_on(gpu) for gpu in engine.gpus}
+def _rest(step: Step, engine: EngineRuntime) -> dict[GpuId, int]:
+    """What stays where an engine frees what it is about to be asked for."""
     freed = {gpu: -size for gpu, size in step.bytes_per_gpu}
-    rest = {gpu: max(0, size - freed.get(gpu, 0)) for gpu, size in held.items()}
-    return SleepExpectation(held, rest, SPARE_BYTES, 0.0)
+    return {gpu: max(0, engine.charge_on(gpu) - freed.get(gpu, 0)) for gpu in engine.gpus}
+
+
+def _least(rest: Mapping[GpuId, int], judgement: Judgement) -> dict[GpuId, int]:
+    """Where more stays than was to stay, it showed how little it can come to."""
+    return {gpu: held for gpu, held in judgement.held.items() if held > rest[gpu] + SPARE_BYTES}
 
 
 def _longest(phases: dict[str, float], name: str, seconds: float) -> None:

@@ -165,3 +165,9 @@ def test_one_that_was_taken_out_and_would_not_die_is_ended_later_or_taken_over_w
 def test_rows_that_a_full_disk_kept_are_emptied_once_there_is_room() -> None:
     out = (Kill(6, down_s=3.0), Edit(7, "a", "remove"), Disk(9.2, "full", 8.0), ask(20, "b"), Edit(50, "a", "add"))
     played(ask(1, "a"), *out, engines=(engine("a"), engine("b", pin=True)), faults_end_s=55.0)
+
+
+def test_an_engine_that_cannot_free_as_much_as_was_planned_of_it_is_no_liar() -> None:
+    wide = engine("a", awake_gib=75.0, planned_gib=75.0, residue_gib=3.0, planned_residue_gib=0.2, elastic=True)
+    outcome = played(ask(1, "a"), ask(6, "b"), engines=(wide, engine("b", awake_gib=93.0, planned_gib=93.0)))
+    assert outcome.injected["evidence collected"] == 0
