@@ -191,6 +191,10 @@ class Adopter:
     ) -> None:
         if lie := self._disagreement(engine, facts.held_bytes, level):
             raise Lied(lie)
+        if (
+            level is Level.PAUSE and facts.held_bytes is None
+        ):  # its bytes are in no table: only a reading or a row tells
+            facts = replace(facts, held_bytes=dict(engine.held_before) or None)
         merged = _merge(facts, "found asleep", level=level, depth=DEPTH_OF_LEVEL[level])
         await self._owner.moved(engine.name, Event.ADOPTED_ASLEEP, merged, readings)
 

@@ -297,6 +297,7 @@ def _remember_engine(engine: EngineRuntime, record: EngineRecord) -> None:
 
 
 def _remember_residency(engine: EngineRuntime, row: Residency) -> None:
+    engine.held_before[row.gpu] = row.held_bytes
     if row.awake_bytes is not None:
         engine.awake_bytes[row.gpu] = row.awake_bytes
     if row.residue_bytes is not None:

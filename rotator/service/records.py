@@ -124,6 +124,7 @@ class EngineRuntime:
     watch: asyncio.Task[None] | None = None
     unhealthy_probes: int = 0
     notes: dict[str, str] = field(default_factory=dict)  # by topic: what its launcher has to say of it
+    held_before: dict[GpuId, int] = field(default_factory=dict)  # as an earlier life wrote it down
     was_ending: bool = False  # an earlier life was about to end it
     unseen: bool = False  # nobody could tell whether it runs: its launcher did not answer
 

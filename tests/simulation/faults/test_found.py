@@ -171,3 +171,8 @@ def test_an_engine_that_cannot_free_as_much_as_was_planned_of_it_is_no_liar() ->
     wide = engine("a", awake_gib=75.0, planned_gib=75.0, residue_gib=3.0, planned_residue_gib=0.2, elastic=True)
     outcome = played(ask(1, "a"), ask(6, "b"), engines=(wide, engine("b", awake_gib=93.0, planned_gib=93.0)))
     assert outcome.injected["evidence collected"] == 0
+
+
+def test_what_an_engine_keeps_that_freed_some_of_its_bytes_is_known_after_a_restart_that_cannot_measure_it() -> None:
+    outcome = run_script(make_script(63523))
+    assert outcome.failure is None, outcome.failure
