@@ -40,8 +40,6 @@ from rotator.adapters.vllm import VllmControl
 from rotator.adapters.webhooks import Webhooks
 from rotator.config import ConfigError, FleetConfig, load
 from rotator.config_watchdog import EvidenceConfig
-from rotator.core.lifecycle import is_live
-from rotator.core.values import Command, CommandKind
 from rotator.doctor.preflight import Preflight
 from rotator.ports import Launcher, LauncherNews, LaunchError, Recovered, RotatorError
 from rotator.ports_watchdog import Senses
@@ -59,12 +57,12 @@ from rotator.service.loop import Loop
 from rotator.service.mailbox import LauncherTold
 from rotator.service.measuring import measure
 from rotator.service.metrics import Metrics
-from rotator.service.operations import ShuttingDown
 from rotator.service.operator import Operator
 from rotator.service.quotas import Quotas
+from rotator.service.reload import Reloads
 from rotator.service.sessions import Sessions
 from rotator.service.setup import Setup
-from rotator.service.shutdown import put_away
+from rotator.service.shutdown import wind_down
 from rotator.service.timers import Timers
 from rotator.service.tls import open_tls, read_certificates
 from rotator.service.tracing import Traces
@@ -75,7 +73,6 @@ from rotator.web.house import open_page
 
 _log = logging.getLogger("rotator")
 _INVENTORY_S = 10.0
-_REMOVE_S = 120.0  # for the engines that a reload's file no longer has
 
 
 def serve(config_path: Path) -> int:
@@ -117,6 +114,7 @@ class _Service:
                 await world.nodes.look(deadline_s=_INVENTORY_S)  # agents learn where this fleet's engines listen
             fleet.remember(recovered)
             self._operator = Operator(loop, self._reload, str(self._path))
+            self._reloads = Reloads(loop, self._operator, self._setup)
             deciding = asyncio.create_task(loop.run(recovered))
             timers = Timers(loop, on_nodes=self._setup.budget_nodes)
             timers.start()
@@ -318,7 +316,8 @@ class _Service:
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not serving.done():
-            await self._wind_down(world)
+            tell_systemd("STOPPING=1")
+            await wind_down(self._loop)
         stopping.cancel()
         server.should_exit = True
         server.force_exit = True  # whoever is still connected was given its time
@@ -329,20 +328,6 @@ class _Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
-
-    async def _wind_down(self, world: World) -> None:
-        """Refuse the rest, let in-flight work finish within its bound, then do with the engines as configured."""
-        recovery = world.config.recovery
-        tell_systemd("STOPPING=1")
-        await self._loop.do(self._loop.wind_down)
-        world.traffic.shut()
-        world.bus.publish("service.stopping", on_shutdown=recovery.on_shutdown)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(recovery.shutdown_drain_s):
-                await self._loop.settled()
-        if recovery.on_shutdown != "leave":
-            await put_away(self._loop, CommandKind.SLEEP if recovery.on_shutdown == "sleep" else CommandKind.STOP)
-        await self._loop.recorder.settled()
 
     # -- reload ------------------------------------------------------------------------------------------------------
 
@@ -357,26 +342,23 @@ class _Service:
         self._reloading = asyncio.create_task(reload())
 
     async def _reload(self) -> tuple[str, ...]:
-        """Read the file again, stop engines that it no longer has, apply the rest at once."""
-        if self._loop.draining:
-            raise ShuttingDown
-        new = await asyncio.to_thread(load, self._path)
-        if not new.keys and not self._bind.is_loopback:
-            raise ConfigError(["keys: this service listens beyond loopback: keep a key, or restart it on 127.0.0.1"])
-        if self._tls is not None and new.bind.tls is not None:
-            await asyncio.to_thread(read_certificates, self._tls, new.bind.tls)
-        kept = {e.name for e in new.engines}
-        gone = [e.name for e in self._loop.all_runtimes() if e.name not in kept and is_live(e.state)]
-        await asyncio.gather(
-            *(self._operator.command(Command(CommandKind.STOP, n), wait=True, deadline_s=_REMOVE_S) for n in gone)
-        )
-        changes = await self._loop.do(lambda: self._setup.apply(new))
+        """Take the file as it is now: engines that it no longer has are stopped, the rest applies at once."""
+        new, changes = await self._reloads.take(self._read)
         self._config = new
         self._give_engine_keys()
         self._gateway.reconfigure(new.gateway)
         self._keys.replace(new.keys)
         self._quotas.configure(new.keys)
         return changes.lines()
+
+    async def _read(self) -> FleetConfig:
+        """Raises ConfigError, also for what a running service cannot take over."""
+        new = await asyncio.to_thread(load, self._path)
+        if not new.keys and not self._bind.is_loopback:
+            raise ConfigError(["keys: this service listens beyond loopback: keep a key, or restart it on 127.0.0.1"])
+        if self._tls is not None and new.bind.tls is not None:
+            await asyncio.to_thread(read_certificates, self._tls, new.bind.tls)
+        return new
 
 
 class _Server(uvicorn.Server):

@@ -1,8 +1,9 @@
 """The service ends: its engines are stopped or put to sleep within a bound, and none comes in meanwhile."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rotator.core.lifecycle import Event, is_moving
 from rotator.core.values import Command, CommandKind, State
@@ -16,6 +17,21 @@ from rotator.service.records import EngineRuntime
 _log = logging.getLogger(__name__)
 PUT_AWAY_S = 120.0
 CUT_S = 10.0  # for those who are killed at that bound
+
+
+async def wind_down(loop: Loop, on_put_away: Callable[[], None] = lambda: None) -> None:
+    """Refuse who comes, let in-flight work finish within its bound, then do with the engines as configured."""
+    world, recovery = loop.world, loop.world.config.recovery
+    await loop.do(loop.wind_down)
+    world.traffic.shut()
+    world.bus.publish("service.stopping", on_shutdown=recovery.on_shutdown)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(recovery.shutdown_drain_s):
+            await loop.settled()
+    if recovery.on_shutdown != "leave":
+        on_put_away()
+        await put_away(loop, CommandKind.SLEEP if recovery.on_shutdown == "sleep" else CommandKind.STOP)
+    await loop.recorder.settled()
 
 
 async def put_away(loop: Loop, kind: CommandKind, *, within_s: float = PUT_AWAY_S) -> None:

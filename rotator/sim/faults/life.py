@@ -22,10 +22,10 @@ from rotator.service.metrics import Metrics
 from rotator.service.operator import Operator
 from rotator.service.reload import Reloads
 from rotator.service.setup import Setup
+from rotator.service.shutdown import wind_down
 from rotator.service.timers import Timers
 from rotator.service.traffic import Traffic
 from rotator.service.world import World as ServiceWorld
-from rotator.sim.faults.ending import wind_down
 from rotator.sim.faults.file import FleetFile
 from rotator.sim.faults.network import Network
 from rotator.sim.faults.parts import DiskWorker, SimDevices, SimDisk, SimLauncher, SimLedger, SimSenses

@@ -3,8 +3,8 @@
 import pytest
 
 from rotator.core.values import Serves
+from rotator.service import shutdown
 from rotator.service.loop import Loop
-from rotator.sim.faults import ending
 from rotator.sim.faults.judge_end import AWAY
 from rotator.sim.faults.run import run_script
 from rotator.sim.faults.script import Arm, Away, Die, Edit, Event, Kill, Term
@@ -43,7 +43,7 @@ def test_an_end_that_goes_wrong_doubles_and_leaks_nothing(event: Event) -> None:
 def test_a_service_that_left_its_engines_awake_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     async def forgets(*_: object) -> None: ...
 
-    monkeypatch.setattr(ending, "put_away", forgets)
+    monkeypatch.setattr(shutdown, "put_away", forgets)
     outcome = run_script(story(ask(1, "a"), Term(40, 60.0), on_shutdown="stop", faults_end_s=120.0))
     assert outcome.failure is not None
     assert outcome.failure[0] == AWAY
