@@ -25,7 +25,7 @@ from rotator.ports import (
     Residency,
 )
 from rotator.service import canary
-from rotator.service.accounting import gib, held_by, read_gpus
+from rotator.service.accounting import held_by, read_gpus
 from rotator.service.admission_run import READY_POLL_S
 from rotator.service.eviction_run import DEPTH_OF_LEVEL
 from rotator.service.owner import Facts, Lied, Owner, WrongFiles
@@ -218,11 +218,7 @@ class Adopter:
         hold any number of them: its wake tells."""
         if level is Level.PAUSE:
             return None
-        most = 1.0 - self._world.config.recovery.first_sleep_frees_min
-        for gpu, size in (held or {}).items():
-            if size > max(most * engine.awake_on(gpu), engine.residue_on(gpu) + (1 << 29)):
-                return f"it says it sleeps, but holds {gib(size)} on {gpu}"
-        return None
+        return engine.holds_too_much(held or {}, self._world.config.recovery.first_sleep_frees_min)
 
     def _level(self, engine: EngineRuntime, unfinished: list[OpenTransition]) -> Level:
         """How deep it sleeps: from the unfinished sleep's own plan, else as recorded, else its preferred level."""

@@ -6,8 +6,9 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from rotator.core.lifecycle import Event, is_moving
-from rotator.core.values import EngineName, GpuId, State
+from rotator.core.values import Depth, EngineName, GpuId, State
 from rotator.ports import GpuReading, Handle, LauncherNews
+from rotator.service.accounting import held_by
 from rotator.service.mailbox import Exited
 from rotator.service.owner import Facts
 from rotator.service.records import EngineRuntime
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 WATCH_AGAIN_S = 5.0
 NEWS_BYTES = 64 << 20  # an engine's charge that changes by more is written down
+LIE_S = 5.0  # a sleeper that is seen to hold too much for so long is none
 
 
 class News:
@@ -25,6 +27,7 @@ class News:
 
     def __init__(self, loop: "Loop") -> None:
         self._loop = loop
+        self._overfull_since_s: dict[tuple[EngineName, GpuId], float] = {}
 
     def watch(self, engine: EngineRuntime, handle: Handle) -> None:
         """Hear when this launch ends."""
@@ -96,7 +99,23 @@ class News:
                 self._loop.recorder.note(engine)  # it was not measured when it came here, or it has grown since
         if reading is not None:
             for engine in here:
+                self._look_at_sleeper(engine, gpu, None if gpu in claimed else reading)
                 self._loop.progress.read(engine, gpu, reading.used_bytes, self._loop.now_s())
             holders = {e.name: e.charge_on(gpu) for e in here}
             holders["(foreign)"] = record.foreign_bytes
             self._loop.world.ledger.sample_vram(self._loop.wall_s(), gpu, reading.used_bytes, holders)
+
+    def _look_at_sleeper(self, engine: EngineRuntime, gpu: GpuId, reading: GpuReading | None) -> None:
+        """Its sleep was verified by bytes where those could be told, or taken on its word; now they tell otherwise. An
+        attached engine may have been woken by its owner, and is charged what it holds."""
+        held = held_by({gpu: reading}, engine.pids) if reading is not None and _sleeps_whole(engine) else None
+        wrong = engine.holds_too_much(held or {}, self._loop.world.config.recovery.first_sleep_frees_min)
+        if wrong is None:
+            self._overfull_since_s.pop((engine.name, gpu), None)
+        elif self._loop.now_s() - self._overfull_since_s.setdefault((engine.name, gpu), self._loop.now_s()) >= LIE_S:
+            self._loop.apply(engine.name, Event.LIED, Facts(wrong))
+
+
+def _sleeps_whole(engine: EngineRuntime) -> bool:
+    """Whether it is ours, asleep, and not by bytes alone: such a one may hold any number of them."""
+    return engine.state is State.ASLEEP and engine.depth is not Depth.KV and engine.config.launcher != "attach"

@@ -10,12 +10,14 @@ from rotator.core import values
 from rotator.core.gpu_faults import GpuHealth
 from rotator.core.history import History, SwapTime
 from rotator.core.lifecycle import Event, is_live
+from rotator.core.placement import gib
 from rotator.core.values import Command, Depth, GpuId, Health, Level, State
 from rotator.ports import EngineRecord, GpuInfo, GpuReading, Handle, LaunchSpec, Residency
 
 # Stock vLLM pins one buffer an allocation and rounds sizes up: 1.08 to 1.1 times the weights of dense bf16 models on
 # H200 (docs/measurements.md has ours); reports of up to 1.8 exist. Only used until a sleep was measured.
 _PINNING = 1.25
+_RESIDUE_GROWS = GIB // 2  # by so much before it is no residue any more
 
 
 @dataclass(slots=True)
@@ -147,6 +149,14 @@ class EngineRuntime:
         footprint = self.config.footprint
         planned = int(footprint.residue_gib * GIB) if footprint else 2 * GIB
         return min(planned, self.awake_on(gpu))
+
+    def holds_too_much(self, held: Mapping[GpuId, int], frees_min: float) -> str | None:
+        """Of one that sleeps, and not by bytes alone: what it holds all the same, in words. ``frees_min`` is the share
+        that a sleep frees at least."""
+        for gpu, size in held.items():
+            if size > max((1.0 - frees_min) * self.awake_on(gpu), self.residue_on(gpu) + _RESIDUE_GROWS):
+                return f"it says it sleeps, but holds {gib(size)} on {gpu}"
+        return None
 
     @property
     def kv_bytes(self) -> int:

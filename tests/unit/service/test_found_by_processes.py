@@ -173,3 +173,32 @@ def test_an_engine_found_asleep_whose_wake_was_asked_for_is_seen_to_wake() -> No
             assert service.state("a") is State.ASLEEP
 
     run(story())
+
+
+def test_a_sleeper_that_turns_out_to_hold_what_it_holds_awake_is_quarantined() -> None:
+    async def story() -> None:
+        box = make_box(**BIG)
+        async with make_service(box) as service:
+            await service.ask("a")
+            await service.ask("b")
+            assert service.state("a") is State.ASLEEP
+            box.engines["b"].asleep, box.engines["a"].asleep = True, False  # somebody woke it past the service
+            await service.until("a", State.QUARANTINED, within_s=30.0)
+            assert "it says it sleeps, but holds" in service.fleet.engines["a"].reason
+
+    run(story())
+
+
+def test_a_sleeper_that_holds_too_much_for_a_moment_is_left_alone() -> None:
+    async def story() -> None:
+        box = make_box(**BIG)
+        async with make_service(box) as service:
+            await service.ask("a")
+            await service.ask("b")
+            box.engines["b"].asleep, box.engines["a"].asleep = True, False
+            await asyncio.sleep(2.5)  # it is looked at every second
+            box.engines["a"].asleep, box.engines["b"].asleep = True, False
+            await asyncio.sleep(30.0)
+            assert service.state("a") is State.ASLEEP
+
+    run(story())
