@@ -28,6 +28,12 @@ class PoliciesConfig(Section):
         ge=1,
         description="to end a turn, a swap must serve so many times as many requests as it interrupts",
     )
+    pair_margin: float | None = Field(
+        default=2.0,
+        ge=1,
+        description="the same between two engines whose GPUs nobody else wants, so that nobody else waits for the "
+        "swap; null: no other than turn_margin",
+    )
     swap_share: float | None = Field(
         default=0.1,
         gt=0,
@@ -107,6 +113,7 @@ class PoliciesConfig(Section):
             urgency=self.urgency,
             ageing_s=self.ageing_s,
             turn_margin=self.turn_margin,
+            pair_margin=self.pair_margin,
             swap_share=self.swap_share,
             preempt=self.preempt,
             drain_max_s=self.drain_max_s,

@@ -4,8 +4,8 @@ What counts is how many requests are served at once. A busy engine keeps its tur
 
   * for ``min_stay_s`` in any case, so that nothing thrashes;
   * then while swaps that interrupted somebody have lately cost more than ``swap_share`` of the GPUs' time;
-  * then until ``turn_margin`` times as many would be served by swapping as are served now; whoever waits counts for
-    more the longer the oldest of them has waited.
+  * then until ``turn_margin`` times as many (``pair_margin`` between two whose GPUs nobody else wants) would be served
+    by swapping as are served now; whoever waits counts for more the longer the oldest of them has waited.
 
 It ends at once when nobody uses the engine any more. And no wish waits longer than ``longest_wait_s``, as far as
 minimum stays and swaps allow: one that is due goes before all others, oldest first, and as long as any is due no turn
@@ -104,19 +104,22 @@ def stays_until_s(
     beside: float = 0.0,
     rivals: int = 1,
     swapping: float = 0.0,
+    margin: float | None = None,
 ) -> float:
     """When a busy engine's turn ends for the wish; may lie in the past.
 
     ``interrupted`` is how many are served now by all that are in the wish's way (None: by this engine alone),
     ``beside`` how many more would be served by others that come in with the wish, ``rivals`` how many engines want
-    these GPUs or have them, and ``swapping`` what share of the GPUs' time contended swaps have lately cost.
+    these GPUs or have them, ``swapping`` what share of the GPUs' time contended swaps have lately cost, and ``margin``
+    how many times as many the swap must serve (None: ``turn_margin``).
     """
     least_s = engine.awake_since_s + policy.min_stay_s
     if policy.swap_share is None:
         return least_s
     interrupted = served(engine) if interrupted is None else interrupted
     affordable_s = affordable_in_s(policy.swap_share, swapping)
-    ends_s = now_s + max(affordable_s, _outweighs_in_s(engine, wish, policy, interrupted, beside))
+    must_serve = (policy.turn_margin if margin is None else margin) * interrupted
+    ends_s = now_s + max(affordable_s, _outweighs_in_s(engine, wish, policy, must_serve - beside))
     quota_ends_s = engine.awake_since_s + quota_s(wish, policy, rivals) - engine.sleep_cost_s - load_s(wish)
     due_s = max(now_s + due_in_s(wish, policy, rivals), quota_ends_s)
     return max(least_s, min(ends_s, due_s))
@@ -127,11 +130,17 @@ def affordable_in_s(share: float, swapping: float) -> float:
     return SWAP_WINDOW_S * log(swapping / share) if swapping > share else 0.0
 
 
-def _outweighs_in_s(engine: Engine, wish: Engine, policy: Policy, interrupted: float, beside: float) -> float:
-    """Seconds until those who wait outweigh those who are served, by waiting alone. What swaps and requests take sets
-    the pace: where both are short, nobody waits long for either."""
+def margin(policy: Policy, rivals: int) -> float:
+    """How many times as many a swap must serve as it interrupts, with so many others who want these GPUs or have them.
+    Where that is only who has its turn, nobody else waits for the swap."""
+    return policy.turn_margin if policy.pair_margin is None or rivals > 1 else policy.pair_margin
+
+
+def _outweighs_in_s(engine: Engine, wish: Engine, policy: Policy, must_serve: float) -> float:
+    """Seconds until those who wait are as many as the swap must serve, by waiting alone. What swaps and requests take
+    sets the pace: where both are short, nobody waits long for either."""
     waited_s = wish.demand.oldest_wait_s + (wish.priority - engine.priority) * policy.priority_worth_s
-    lacking = policy.turn_margin * interrupted - served(wish) - beside
+    lacking = must_serve - served(wish)
     return max(0.0, lacking * pace_s(engine, wish, policy) - waited_s)
 
 

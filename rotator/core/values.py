@@ -163,6 +163,7 @@ class Policy:
     urgency: bool = False  # wishes go by how many they would serve and their wait, not by the oldest wait alone
     ageing_s: float = 50.0  # so much waiting weighs like one more request
     turn_margin: float = 3.0  # a swap must serve so many times as many as it interrupts
+    pair_margin: float | None = None  # the same where nobody else wants these GPUs; None: no other than turn_margin
     swap_share: float | None = None  # of a contended GPU's time that swaps may cost; None: turns are not priced
     preempt: bool = False  # finishing work in flight is priced against freezing it; else drain_bound_s for all
     drain_max_s: float = 60.0  # no priced drain is longer; nor one before the calendar freezes for a whole window

@@ -10,7 +10,7 @@ from rotator.core.grounds import Grounds
 from rotator.core.hostram import HostBytes, clipped, fits, left_for, spread
 from rotator.core.ladder import relief
 from rotator.core.placement import gib
-from rotator.core.turns import served, stays_until_s
+from rotator.core.turns import margin, served, stays_until_s
 from rotator.core.values import (
     Action,
     Blocked,
@@ -178,6 +178,7 @@ class Yielding(Grounds):
             interrupted=busy,
             beside=beside,
             rivals=self._rivals(wish),
+            margin=margin(self._policy, max([self._rivals_on[gpu] for gpu in wish.gpus]) - 1),
             swapping=max([self._gpus[gpu].swapping for gpu in engine.gpus if gpu in self._gpus], default=0.0),
         )
         look_s = self._now_s + self._due_from_s - wish.demand.oldest_wait_s

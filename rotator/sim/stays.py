@@ -7,9 +7,9 @@ shifts its end by a pace. The service plans anew for each who waits; a replay on
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rotator.core.policy import due_from_s
-from rotator.core.turns import affordable_in_s, pace_s, served
-from rotator.core.values import BlockKind, Engine, EngineName, Plan, Policy, Snapshot, State
+from rotator.core.policy import due_from_s, rivals_on
+from rotator.core.turns import affordable_in_s, margin, pace_s, served
+from rotator.core.values import BlockKind, Engine, EngineName, Plan, Snapshot, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +41,22 @@ def standing(snapshot: Snapshot, plan: Plan) -> tuple[Stay, ...]:
         return ()
     counts = {name: served(engine) for name, engine in engines.items()}
     busy = [e for e in engines.values() if e.state is State.AWAKE and e.demand.in_flight]
-    stays = []
+    rivals, stays = rivals_on(snapshot), []
     for wish, until_s in zip(wishes, [b.until_s or 0.0 for b in blocked], strict=True):
         ahead = [e for e in busy if not set(e.gpus).isdisjoint(wish.gpus)]
         least_s = min([_least_s(e, snapshot) for e in ahead], default=0.0)
         pace = max([pace_s(e, wish, snapshot.policy) for e in ahead], default=0.0)
-        stays.append(Stay(until_s, least_s, pace, _weights(wish, wishes, ahead, snapshot.policy), counts))
+        times = margin(snapshot.policy, max([rivals[gpu] for gpu in wish.gpus]) - 1)
+        stays.append(Stay(until_s, least_s, pace, _weights(wish, wishes, ahead, times), counts))
     return tuple(stays)
 
 
-def _weights(
-    wish: Engine, wishes: Sequence[Engine], ahead: Sequence[Engine], policy: Policy
-) -> dict[EngineName, float]:
+def _weights(wish: Engine, wishes: Sequence[Engine], ahead: Sequence[Engine], margin: float) -> dict[EngineName, float]:
     """Whose requests count, by how much: who is ahead, and the wish with those who might come in beside it."""
     freed = frozenset([gpu for engine in ahead for gpu in engine.gpus])
     weights = {other.name: -1.0 for other in wishes if freed.issuperset(other.gpus)}
     weights[wish.name] = -1.0
-    weights.update([(engine.name, policy.turn_margin) for engine in ahead])
+    weights.update([(engine.name, margin) for engine in ahead])
     return weights
 
 

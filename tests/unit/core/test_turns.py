@@ -94,6 +94,14 @@ def test_a_turn_ends_when_so_many_times_as_many_would_be_served() -> None:
     assert stays_until_s(busy(flying=2), wish(many=6), NOW_S, OURS) <= NOW_S
 
 
+def test_between_two_whose_gpus_nobody_else_wants_fewer_are_enough() -> None:
+    pair = replace(OURS, pair_margin=2.0)
+    two = [busy(flying=2), wish(many=4, oldest_s=0.0)]
+    assert plan(snapshot(*two, policy=OURS)).swaps == ()
+    assert only_swap(plan(snapshot(*two, policy=pair))).admit is not None
+    assert plan(snapshot(*two, wish("third", many=1, oldest_s=0.0), policy=pair)).swaps == ()
+
+
 def test_waiting_ends_every_turn() -> None:
     ends_s = stays_until_s(busy(flying=6), wish(many=1), NOW_S, OURS)
     assert NOW_S < ends_s <= NOW_S + 300.0
