@@ -44,8 +44,9 @@ class Setup:
         self._check_gpus(config)
         self._limits(config)
         taken = _ports((r.url for r in records.values()), config.engines)
+        owners = _owners(records)
         for engine in config.engines:
-            self._add(engine, records.get(engine.name), taken)
+            self._add(engine, owners.get(engine.name), taken)
 
     def apply(self, new: FleetConfig) -> Changes:
         """Change to another configuration without touching engines that it does not concern. Raises ConfigError."""
@@ -227,6 +228,13 @@ def _port_there(engine: EngineConfig) -> int:
 def _unseen(gpu: str, away: Container[str]) -> str:
     node = split_gpu(gpu)[0]
     return f" (node {node} was never seen and its agent does not answer: start it)" if node in away else ""
+
+
+def _owners(records: Mapping[str, EngineRecord]) -> dict[str, EngineRecord]:
+    """Whose port is still their own. One that was taken out of the fleet leaves its port to others; when it is back, it
+    belongs to whoever runs."""
+    by_url = {r.url: name for name, r in sorted(records.items(), key=lambda item: is_live(item[1].state))}
+    return {name: records[name] for name in by_url.values()}
 
 
 def _ports(urls: Iterable[str], engines: Iterable[EngineConfig]) -> set[int]:

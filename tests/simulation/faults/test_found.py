@@ -176,3 +176,11 @@ def test_an_engine_that_cannot_free_as_much_as_was_planned_of_it_is_no_liar() ->
 def test_what_an_engine_keeps_that_freed_some_of_its_bytes_is_known_after_a_restart_that_cannot_measure_it() -> None:
     outcome = run_script(make_script(63523))
     assert outcome.failure is None, outcome.failure
+
+
+def test_one_that_comes_back_to_the_fleet_leaves_its_old_port_to_whoever_was_given_it_meanwhile() -> None:
+    three = (engine("a", awake_gib=20.0), engine("b", awake_gib=20.0), engine("c", awake_gib=20.0))
+    out = (Kill(2, down_s=0.5), Edit(4, "a", "remove"), Edit(6, "b", "remove"), Edit(8, "b", "add"))
+    back = (Kill(14, down_s=3.0), Edit(15, "a", "add"))
+    outcome = played(*out, ask(9, "b"), *back, ask(24, "b"), ask(26, "a"), engines=three, faults_end_s=60.0)
+    assert outcome.requests["whole"] >= 3
