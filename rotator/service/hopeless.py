@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from rotator.core.values import Blocked, BlockKind, State
+from rotator.core.yielding import PASSING
 
 if TYPE_CHECKING:
     from rotator.service.loop import Loop
@@ -10,7 +11,6 @@ if TYPE_CHECKING:
 HOPELESS = frozenset(
     {BlockKind.NEVER_FITS, BlockKind.PINNED, BlockKind.QUARANTINED, BlockKind.CORDONED, BlockKind.HOST_RAM}
 )
-PASSING = frozenset({BlockKind.BUSY, BlockKind.STAY})
 BY_BYTES = frozenset({BlockKind.NEVER_FITS, BlockKind.HOST_RAM})
 BYTES_GRACE_S = 3.0
 
