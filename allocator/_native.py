@@ -38,7 +38,7 @@ class Config(ctypes.Structure):
         ("prefault_threads", c_uint32),
         ("use_digest", c_uint32),
         ("link_share_permille", c_uint32),
-        ("reserved", c_uint32),
+        ("use_packing", c_uint32),
         ("spill_directory", c_char_p),
         ("budget_file", c_char_p),
     ]

@@ -30,6 +30,8 @@ _SEED = 20
 _MIB, _GIB = 1 << 20, 1 << 30
 _GPU_BYTES, _SIMULATED_BYTES = 2 * _GIB, _GIB
 _CHECK_BYTES = 64 * _MIB
+# The upper bytes of bf16 values: a sign, and exponents of which each pair is half as frequent as the next.
+_FEW_EXPONENTS = bytes(byte & 0x80 | (54 + (byte & 0x7F).bit_length()) for byte in range(256))
 _PIECE_BYTES = 64 * _MIB  # the order of a layer's tensors; stock has one handle for each
 
 
@@ -56,6 +58,8 @@ class Findings:
     copy_floor_to_host_s: float | None = None
     wake_gib_s: float | None = None
     stock_like_pieces: int | None = None
+    packed_over_bytes: float | None = None
+    packed_wake_s: float | None = None
 
     @property
     def ok(self) -> bool:
@@ -63,10 +67,10 @@ class Findings:
 
 
 class Subject:
-    """An allocator with a few segments whose content is known."""
+    """An allocator with a few segments whose content is known: noise, or such as bf16 weights are, which can be packed."""
 
-    def __init__(self, allocator: Allocator, weights_bytes: int) -> None:
-        self.allocator = allocator
+    def __init__(self, allocator: Allocator, weights_bytes: int, *, packable: bool = False) -> None:
+        self.allocator, self.packable = allocator, packable
         draw = random.Random(_SEED)
         self.contents: dict[Segment, bytes] = {}
         for share in (0.5, 0.3, 0.2):
@@ -76,10 +80,11 @@ class Subject:
             allocator.write(segment, content)
         self.cache = allocator.alloc(max(1, weights_bytes // 4), tag="kv_cache")
 
-    @staticmethod
-    def _pattern(draw: random.Random, nbytes: int) -> bytes:
-        block = draw.randbytes(min(nbytes, _MIB))
-        return (block * (nbytes // len(block) + 1))[:nbytes]
+    def _pattern(self, draw: random.Random, nbytes: int) -> bytes:
+        block = bytearray(draw.randbytes(min(nbytes, _MIB)))
+        if self.packable:
+            block[1::2] = block[1::2].translate(_FEW_EXPONENTS)
+        return (bytes(block) * (nbytes // len(block) + 1))[:nbytes]
 
     def intact(self) -> bool:
         return all(self._same(segment, at) for segment, pieces in self._pieces() for at in pieces)
@@ -176,6 +181,17 @@ def _cycle(subject: Subject, findings: Findings, cycles: int) -> None:
     findings.sleep_s, findings.wake_s, findings.wake_gib_s = _median(sleeps), _median(wakes), _median(speeds)
 
 
+def _packing(allocator: Allocator, findings: Findings, weights_bytes: int) -> None:
+    """What masters of weights take, and their wake beside that of noise."""
+    subject = Subject(allocator, weights_bytes, packable=True)
+    allocator.prepare()
+    allocator.sleep()
+    findings.packed_over_bytes = round(allocator.host_memory().bytes_used / weights_bytes, 3)
+    findings.packed_wake_s = round(allocator.wake().seconds, 6)
+    findings.content_ok = findings.content_ok and subject.intact()
+    subject.free()
+
+
 def _survey(findings: Findings, bare: BareDriver) -> None:
     findings.device = bare.facts()
     findings.limits = limits(findings.device.bus_id, findings.device.attributes["numa_node"])
@@ -224,6 +240,7 @@ def on_gpu(cycles: int) -> Findings:
         subject = Subject(allocator, weights_bytes)
         _cycle(subject, findings, cycles)
         subject.free()
+        _packing(allocator, findings, weights_bytes)
         findings.leaked_bytes = max(0, _held(allocator) - before)
     return findings
 
@@ -239,7 +256,9 @@ def on_simulated_box(cycles: int, folder: str) -> Findings:
         subject = Subject(allocator, _SIMULATED_BYTES)
         _cycle(subject, findings, cycles)
         subject.free()
-        findings.faults_injected, intact = _inject(Subject(allocator, _SIMULATED_BYTES // 8), simulated)
+        _packing(allocator, findings, _SIMULATED_BYTES)
+        victim = Subject(allocator, _SIMULATED_BYTES // 8, packable=True)
+        findings.faults_injected, intact = _inject(victim, simulated)
         findings.content_ok = findings.content_ok and intact
     findings.leaked_bytes = (simulated.bytes_used(0) + simulated.bytes_registered()) * box.scale
     return findings

@@ -48,7 +48,7 @@ struct ra_config {
   uint32_t prefault_threads;
   uint32_t use_digest;         // 0: every sleep copies
   uint32_t link_share_permille;  // how much of the link a prepare in the background may take
-  uint32_t reserved;
+  uint32_t use_packing;          // 0: masters are copied as they are
   const char* spill_directory;   // null or empty: none
   const char* budget_file;       // null or empty: the budget is this allocator's alone
 };

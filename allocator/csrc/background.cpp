@@ -28,13 +28,20 @@ struct Background::Job {
   Digest digest;
   std::optional<HostBlock> host;
   std::optional<SpillSlot> disk;
+  std::size_t packed = 0;  // as in MasterChunk
 };
 
 // Device and host memory that the chunks pass through, for one device at a time.
 struct Background::Staging {
   Device* device = nullptr;
   std::optional<Scratch> memory;  // a chunk, then its digest
-  std::optional<Bounce> bounce;   // only for masters that go to disk
+  std::unique_ptr<Packer> packer;  // null: chunks are taken as they are
+  std::optional<Bounce> bounce;    // only for masters that go to disk
+  void reset() {
+    bounce.reset();
+    packer.reset();
+    memory.reset();
+  }
 };
 
 Background::Background(std::mutex& mutex, State& state, double link_share)
@@ -185,8 +192,7 @@ Background::Outcome Background::copy_chunks(Device*& needs_room) {
   auto release = [&] {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (staging.device != nullptr) staging.device->driver.StreamSynchronize(staging.device->background.get());
-    staging.bounce.reset();
-    staging.memory.reset();
+    staging.reset();
   };
   Outcome outcome = Outcome::kGoOn;
   try {
@@ -275,9 +281,9 @@ void Background::begin(Job& job, Staging& staging) {
   ContextScope scope(on);
   const std::size_t chunk = round_up(state_.masters().options().chunk_bytes, 16);
   if (staging.device != &on) {
-    staging.bounce.reset();
-    staging.memory.reset();
+    staging.reset();
     staging.memory.emplace(state_.staging(on), chunk + sizeof(Digest));
+    staging.packer = state_.masters().open_packer(on, state_.staging(on), 1);
     staging.device = &on;
   }
   const CUdeviceptr memory = staging.memory->address();
@@ -304,24 +310,30 @@ bool Background::differs(Job& job, Staging& staging) {
 bool Background::copy(Job& job, Staging& staging) {
   Masters& masters = state_.masters();
   Device& on = *job.device;
-  const std::size_t nbytes = job.bytes.nbytes();
+  ContextScope scope(on);
+  const CUstream stream = on.background.get();
+  CUdeviceptr source = staging.memory->address();
+  std::size_t nbytes = job.bytes.nbytes();
+  if (staging.packer) job.packed = staging.packer->pack({{source, nbytes, job.digest}}, stream).front();
+  if (job.packed != 0) {
+    source = staging.packer->packed(0);
+    nbytes = job.packed;
+  }
   if (!masters.to_disk(on)) job.host = masters.arena().take(on, nbytes);
   if (!job.host && !masters.to_disk(on) && !host_is_full_) return false;
   if (!job.host && masters.spill() == nullptr)
     raise(RA_HOST_MEMORY, "device and host memory are one here: give a spill directory for masters");
-  ContextScope scope(on);
-  const CUstream stream = on.background.get();
   if (!job.host && !staging.bounce) staging.bounce.emplace(on, masters.options().chunk_bytes);
   unsigned char* data = job.host ? job.host->data() : staging.bounce->buffer(0);
   // A copy may not cross from one registration into the next.
   for (std::size_t at = 0; at < nbytes;) {
     const std::size_t run = job.host ? masters.arena().run_bytes(data + at, nbytes - at) : nbytes;
-    RA_TRY(on.driver, MemcpyDtoHAsync, data + at, staging.memory->address() + at, run, stream);
+    RA_TRY(on.driver, MemcpyDtoHAsync, data + at, source + at, run, stream);
     at += run;
   }
   RA_TRY(on.driver, StreamSynchronize, stream);
   if (!on.digest.ready()) job.digest = digest_of(data, nbytes);
-  if (!job.host) job.disk = masters.spill()->write(data, nbytes, job.digest);
+  if (!job.host) job.disk = masters.spill()->write(data, nbytes, job.packed != 0 ? digest_of(data, nbytes) : job.digest);
   return true;
 }
 
@@ -339,6 +351,7 @@ void Background::finish(Job& job) {
     chunk.host = std::exchange(job.host, std::nullopt);
     chunk.disk = std::exchange(job.disk, std::nullopt);
     chunk.digest = job.digest;
+    chunk.packed = job.packed;
     chunk.valid = true;
     state_.tell_releasable();
   }

@@ -22,6 +22,8 @@ static constexpr std::size_t kKernelsAhead = 16, kEngineAhead = 8;
 // The engine is free when it does this share of a window of parts: it does next to none while it clears, half or more
 // beside kernels when it does not.
 static constexpr std::size_t kWindow = 16, kFreePercent = 40;
+// Chunks of 32 MiB that each lane unpacks ahead: as many bytes as the kernels' lane has.
+static constexpr std::size_t kUnpacksAhead = 16;
 static constexpr std::chrono::microseconds kPoll{100};
 
 Copies::Copies(Device& device, const HostArena& arena, Direction direction)
@@ -31,10 +33,11 @@ Copies::Copies(Device& device, const HostArena& arena, Direction direction)
       mode_(direction == Direction::kToDevice && device.copy_kernel.ready() ? Mode::kUnknown : Mode::kEngine) {
   engine_.stream = device.copies[0].get();
   kernels_.stream = device.copies[kCopyStreams - 1].get();
+  for (int i = 0; i < kCopyStreams; ++i) unpacks_[i].stream = device.copies[i].get();
 }
 
 Copies::~Copies() {
-  for (const Lane* lane : {&engine_, &kernels_})
+  for (const Lane* lane : {&engine_, &kernels_, &unpacks_[0], &unpacks_[1]})
     for (CUevent event : lane->running) device_.driver.EventDestroy(event);
   for (CUevent event : spare_events_) device_.driver.EventDestroy(event);
 }
@@ -143,6 +146,21 @@ void Copies::pump_lanes() {
   }
 }
 
+// -- packed chunks --
+
+void Copies::pump_packed() {
+  for (Lane& lane : unpacks_) look(lane);
+  while (!packed_.empty()) {
+    Lane& lane = unpacks_[unpacks_[0].running.size() <= unpacks_[1].running.size() ? 0 : 1];
+    if (lane.running.size() >= kUnpacksAhead) return;
+    const Packed& next = packed_.front();
+    device_.unpack.launch(reinterpret_cast<CUdeviceptr>(next.host), next.packed_nbytes, next.nbytes, next.chunk,
+                          next.wanted, lane.stream);
+    packed_.pop_front();
+    mark(lane);
+  }
+}
+
 // -- one lane --
 
 void Copies::pump_engine() {
@@ -150,6 +168,7 @@ void Copies::pump_engine() {
 }
 
 void Copies::pump() {
+  pump_packed();
   if (pieces_.empty()) return;
   if (mode_ == Mode::kUnknown) mode_ = engine_is_free() ? Mode::kEngine : Mode::kTwoLanes;
   if (mode_ == Mode::kEngine) {
@@ -161,7 +180,7 @@ void Copies::pump() {
 
 void Copies::flush() {
   mapped_ = true;
-  for (pump(); !pieces_.empty(); pump()) std::this_thread::sleep_for(kPoll);
+  for (pump(); !pieces_.empty() || !packed_.empty(); pump()) std::this_thread::sleep_for(kPoll);
 }
 
 }  // namespace rotator

@@ -3,6 +3,7 @@
 
 #include "csrc/digest.h"
 #include "csrc/driver.h"
+#include "csrc/ranges.h"
 
 namespace rotator {
 
@@ -44,6 +45,24 @@ class CopyKernel : public Kernel {
   explicit CopyKernel(const Driver& driver);
   // `nbytes` and both addresses are multiples of kUnit.
   void launch(CUdeviceptr to, const void* registered_host, std::size_t nbytes, CUstream stream) const;
+};
+
+// Absent: masters are taken as they are.
+class PackKernel : public Kernel {
+ public:
+  explicit PackKernel(const Driver& driver);
+  // Packs `nbytes` to `out`, which has room for `limit` bytes, and adds what the others take to a zeroed 64-bit word.
+  void launch(CUdeviceptr data, std::size_t nbytes, CUdeviceptr out, std::size_t limit, CUdeviceptr others_bytes,
+              CUstream stream) const;
+};
+
+class UnpackKernel : public Kernel {
+ public:
+  explicit UnpackKernel(const Driver& driver);
+  // Writes the bytes `wanted` of the chunk of `nbytes` that `packed` holds in device memory or in registered host memory.
+  // `to` is where the chunk begins.
+  void launch(CUdeviceptr packed, std::size_t packed_nbytes, std::size_t nbytes, CUdeviceptr to, Range wanted,
+              CUstream stream) const;
 };
 
 }  // namespace rotator

@@ -14,6 +14,8 @@ namespace rotator {
 
 // How long a sleep waits for other processes to give masters back that they can spare.
 static constexpr std::chrono::milliseconds kAskWait{2000}, kAskStep{10};
+// Chunks that are packed together: they take so much device memory while a sleep copies them.
+static constexpr std::size_t kPackedAtOnce = 8;
 
 Bounce::Bounce(const Device& device, std::size_t chunk_bytes)
     : device_(device), chunk_bytes_(round_up(chunk_bytes, 4096)) {
@@ -62,6 +64,7 @@ void Masters::drop(MasterChunk& chunk) {
   chunk.disk.reset();
   chunk.digest.reset();
   chunk.valid = false;
+  chunk.packed = 0;
   ++chunk.version;
 }
 
@@ -80,11 +83,12 @@ uint64_t Masters::move_to_disk(Segment& segment) {
   for (std::size_t i = 0; i < segment.master.size(); ++i) {
     MasterChunk& master = segment.master[i];
     if (!master.host) continue;
-    const std::size_t nbytes = chunk(segment, i).nbytes();
+    const std::size_t nbytes = master.stored(chunk(segment, i).nbytes());
     if (master.valid) {
-      const Digest digest = master.digest ? *master.digest : digest_of(master.host->data(), nbytes);
+      const bool is_known = master.digest && master.packed == 0;
+      const Digest digest = is_known ? *master.digest : digest_of(master.host->data(), nbytes);
       master.disk = spill_->write(master.host->data(), nbytes, digest);
-      master.digest = digest;
+      if (!master.digest) master.digest = digest;
       moved += nbytes;
     }
     arena_.give(*std::exchange(master.host, std::nullopt));
@@ -139,10 +143,11 @@ std::vector<Masters::Task> Masters::changed(Device& device, Pool& staging, const
     for (std::size_t i = run.first; i < run.last; ++i, ++at) {
       const std::optional<Digest> digest = now ? std::optional<Digest>((*now)[at]) : std::nullopt;
       const MasterChunk& master = run.segment->master[i];
+      const Range bytes = chunk(*run.segment, i);
       if (master.valid && digest && master.digest == digest) {
-        report.bytes_unchanged += chunk(*run.segment, i).nbytes();
+        report.bytes_unchanged += bytes.nbytes();
       } else {
-        tasks.push_back({run.segment, i, digest, false});
+        tasks.push_back({run.segment, i, digest, run.segment->address() + bytes.begin, bytes.nbytes()});
       }
     }
   }
@@ -191,10 +196,14 @@ void Masters::make_room(Device& device, std::size_t nbytes, const ReleaseOthers&
   }
 }
 
-void Masters::place(Device& device, std::vector<Task>& tasks, const ReleaseOthers& release_others) {
+void Masters::place(Device& device, Batch tasks, const ReleaseOthers& release_others) {
   std::size_t missing = 0;
-  for (const Task& task : tasks)
-    if (!of(task).placed()) missing += HostArena::block_bytes(chunk(*task.segment, task.index).nbytes());
+  for (const Task& task : tasks) {
+    MasterChunk& master = of(task);
+    // What it holds is out of date, and its place is of another size.
+    if (master.host && master.host->nbytes != HostArena::block_bytes(task.nbytes)) drop(master);
+    if (!master.placed()) missing += HostArena::block_bytes(task.nbytes);
+  }
   if (missing == 0) return;
   if (device.unified && spill_ == nullptr)
     raise(RA_HOST_MEMORY,
@@ -205,27 +214,25 @@ void Masters::place(Device& device, std::vector<Task>& tasks, const ReleaseOther
     if (master.placed()) continue;
     task.fresh = true;
     if (to_disk(device)) continue;
-    const std::size_t nbytes = chunk(*task.segment, task.index).nbytes();
-    master.host = arena_.take(device, nbytes);
+    master.host = arena_.take(device, task.nbytes);
     // There is room in all, but perhaps in pieces.
-    if (!master.host && spill_ == nullptr) master.host = arena_.take_or_grow(device, nbytes);
+    if (!master.host && spill_ == nullptr) master.host = arena_.take_or_grow(device, task.nbytes);
   }
 }
 
-void Masters::copy_to_host(Device& device, const std::vector<Task>& tasks) {
+void Masters::copy_to_host(Device& device, Batch tasks) {
   Copies copies(device, arena_, Copies::Direction::kToHost);
   for (const Task& task : tasks) {
     MasterChunk& master = of(task);
     if (!master.host) continue;
-    const Range bytes = chunk(*task.segment, task.index);
     master.valid = false;
     ++master.version;
-    copies.add(task.segment->address() + bytes.begin, master.host->data(), bytes.nbytes());
+    copies.add(task.source, master.host->data(), task.nbytes);
   }
   copies.flush();
 }
 
-void Masters::copy_to_disk(Device& device, const std::vector<Task>& tasks) {
+void Masters::copy_to_disk(Device& device, Batch tasks) {
   struct Pending {
     const Task* task = nullptr;
     SpillStore::Ticket ticket;
@@ -234,9 +241,11 @@ void Masters::copy_to_disk(Device& device, const std::vector<Task>& tasks) {
   std::optional<Bounce> bounce;
   auto settle = [&](Pending& one) {
     if (one.task == nullptr) return;
-    MasterChunk& master = of(*std::exchange(one.task, nullptr));
+    const Task& task = *std::exchange(one.task, nullptr);
+    MasterChunk& master = of(task);
     master.disk = spill_->wait(one.ticket);
-    master.digest = master.disk->digest;
+    master.digest = task.packed != 0 ? task.digest : master.disk->digest;
+    master.packed = task.packed;
     master.valid = true;
   };
   try {
@@ -247,15 +256,15 @@ void Masters::copy_to_disk(Device& device, const std::vector<Task>& tasks) {
       if (!bounce) bounce.emplace(device, options_.chunk_bytes);
       Pending& buffer = pending[number % Bounce::kBuffers];
       settle(buffer);
-      const Range bytes = chunk(*task.segment, task.index);
       unsigned char* data = bounce->buffer(number++);
       if (master.disk) spill_->give(*std::exchange(master.disk, std::nullopt));
       master.valid = false;
       ++master.version;
-      RA_TRY(driver_, MemcpyDtoHAsync, data, task.segment->address() + bytes.begin, bytes.nbytes(), device.disk.get());
+      RA_TRY(driver_, MemcpyDtoHAsync, data, task.source, task.nbytes, device.disk.get());
       RA_TRY(driver_, StreamSynchronize, device.disk.get());
-      const Digest digest = task.digest ? *task.digest : digest_of(data, bytes.nbytes());
-      buffer = {&task, spill_->start_write(data, bytes.nbytes(), digest)};
+      const bool is_known = task.digest && task.packed == 0;
+      const Digest digest = is_known ? *task.digest : digest_of(data, task.nbytes);
+      buffer = {&task, spill_->start_write(data, task.nbytes, digest)};
     }
     for (Pending& one : pending) settle(one);
   } catch (...) {
@@ -272,34 +281,83 @@ void Masters::copy_to_disk(Device& device, const std::vector<Task>& tasks) {
   }
 }
 
+std::vector<Masters::Batch> Masters::batches_of(std::vector<Task>& tasks, std::size_t size) {
+  std::vector<Batch> batches;
+  for (std::size_t at = 0; at < tasks.size(); at += size)
+    batches.push_back({tasks.data() + at, tasks.data() + std::min(at + size, tasks.size())});
+  return batches;
+}
+
+std::unique_ptr<Packer> Masters::open_packer(Device& device, Pool& staging, std::size_t count) const {
+  const bool wanted = options_.use_packing && options_.use_digest && count != 0;
+  return wanted ? Packer::open(device, staging, options_.chunk_bytes, count) : nullptr;
+}
+
+// Turns each task into one of its packed bytes, where that is worth it. True when that changed no task's size.
+bool Masters::pack(Device& device, Packer& packer, Batch batch, ra_report& report) const {
+  const Stopwatch watch;
+  std::vector<Packer::Source> sources;
+  for (const Task& task : batch) {
+    const Range bytes = chunk(*task.segment, task.index);
+    sources.push_back({task.segment->address() + bytes.begin, bytes.nbytes(), *task.digest});
+  }
+  const std::vector<std::size_t> sizes = packer.pack(sources, device.fill.get());
+  bool same = true;
+  for (std::size_t i = 0; i < sources.size(); ++i) {
+    Task& task = batch.first[i];
+    const std::size_t nbytes = sizes[i] != 0 ? sizes[i] : sources[i].nbytes;
+    same = same && task.nbytes == nbytes;
+    task.packed = sizes[i];
+    task.nbytes = nbytes;
+    task.source = sizes[i] != 0 ? packer.packed(i) : sources[i].address;
+  }
+  report.digest_seconds += watch.seconds();
+  return same;
+}
+
+void Masters::copy_out(Device& device, Batch batch, ra_report& report) {
+  const Stopwatch watch;
+  copy_to_host(device, batch);
+  copy_to_disk(device, batch);
+  device.finish();
+  report.copy_seconds += watch.seconds();
+  for (const Task& task : batch) {
+    MasterChunk& master = of(task);
+    const std::size_t nbytes = chunk(*task.segment, task.index).nbytes();
+    report.bytes_copied += nbytes;
+    if (!master.host) report.bytes_spilled += nbytes;
+    if (master.host) master.digest = task.digest;
+    master.packed = task.packed;
+    master.valid = true;
+  }
+}
+
 void Masters::take(Device& device, Pool& staging, const std::vector<ChunkRun>& runs,
                    const ReleaseOthers& release_others, ra_report& report) {
   ContextScope scope(device);
   std::vector<Task> tasks = changed(device, staging, runs, report);
   if (tasks.empty()) return;
-  const Stopwatch placing;
+  const std::size_t at_once = tasks.front().digest ? std::min(tasks.size(), kPackedAtOnce) : 0;
+  const auto packer = open_packer(device, staging, at_once);  // outlives the copies of what it packed
+  const std::vector<Batch> batches = batches_of(tasks, packer ? at_once : tasks.size());
   try {
-    place(device, tasks, release_others);
+    // All sizes first, so that room is asked for once; packing again costs a hundredth of a copy.
+    if (packer)
+      for (const Batch& batch : batches) pack(device, *packer, batch, report);
+    const Stopwatch placing;
+    place(device, batches_of(tasks, tasks.size()).front(), release_others);
     report.host_seconds += placing.seconds();
-    const Stopwatch copying;
-    copy_to_host(device, tasks);
-    copy_to_disk(device, tasks);
-    device.finish();
-    report.copy_seconds += copying.seconds();
+    for (const Batch& batch : batches) {
+      const bool again = packer && batches.size() > 1;
+      if (again && !pack(device, *packer, batch, report)) place(device, batch, release_others);
+      copy_out(device, batch, report);
+    }
   } catch (...) {
     device.settle();  // copies that still run write into the places about to go
     for (const Task& task : tasks)
       if (task.fresh) drop(of(task));
     arena_.trim();
     throw;
-  }
-  for (const Task& task : tasks) {
-    MasterChunk& master = of(task);
-    const std::size_t nbytes = chunk(*task.segment, task.index).nbytes();
-    report.bytes_copied += nbytes;
-    if (!master.host) report.bytes_spilled += nbytes;
-    if (master.host) master.digest = task.digest;
-    master.valid = true;
   }
 }
 

@@ -8,6 +8,7 @@
 
 #include "csrc/api.h"
 #include "csrc/copies.h"
+#include "csrc/packer.h"
 #include "csrc/segments.h"
 
 namespace rotator {
@@ -15,6 +16,7 @@ namespace rotator {
 struct MasterOptions {
   std::size_t chunk_bytes = 0;
   bool use_digest = true;
+  bool use_packing = true;  // where the device can, and it is worth it
   HostOptions host;
   std::string spill_directory;  // empty: none
 };
@@ -53,6 +55,9 @@ class Masters {
   // Digests of the chunks as they are on the device now; nothing where it has no kernel, or no room for the results.
   std::optional<std::vector<Digest>> digests(Device& device, Pool& staging, const std::vector<ChunkRun>& runs) const;
 
+  // Null where packing is off, or this device cannot do it now.
+  std::unique_ptr<Packer> open_packer(Device& device, Pool& staging, std::size_t count) const;
+
   void drop(MasterChunk& chunk);
   void drop(Segment& segment);
 
@@ -72,15 +77,28 @@ class Masters {
     Segment* segment;
     std::size_t index;
     std::optional<Digest> digest;
-    bool fresh;  // its place was taken for this
+    CUdeviceptr source;      // what to copy, on the device
+    std::size_t nbytes;      // of it
+    std::size_t packed = 0;  // the same, when it is packed
+    bool fresh = false;      // its place was taken for this
+  };
+  // Consecutive tasks.
+  struct Batch {
+    Task* first;
+    Task* last;
+    Task* begin() const { return first; }
+    Task* end() const { return last; }
   };
   MasterChunk& of(const Task& task) const { return task.segment->master[task.index]; }
   std::vector<Task> changed(Device& device, Pool& staging, const std::vector<ChunkRun>& runs, ra_report& report);
-  void place(Device& device, std::vector<Task>& tasks, const ReleaseOthers& release_others);
+  static std::vector<Batch> batches_of(std::vector<Task>& tasks, std::size_t size);
+  bool pack(Device& device, Packer& packer, Batch batch, ra_report& report) const;
+  void copy_out(Device& device, Batch batch, ra_report& report);
+  void place(Device& device, Batch tasks, const ReleaseOthers& release_others);
   void make_room(Device& device, std::size_t nbytes, const ReleaseOthers& release_others);
   bool reserve_shared(Device& device, std::size_t nbytes);
-  void copy_to_host(Device& device, const std::vector<Task>& tasks);
-  void copy_to_disk(Device& device, const std::vector<Task>& tasks);
+  void copy_to_host(Device& device, Batch tasks);
+  void copy_to_disk(Device& device, Batch tasks);
 
   const Driver& driver_;
   const MasterOptions options_;

@@ -15,14 +15,16 @@ void Restore::zero(const Segment& segment, Range bytes) {
 }
 
 void Restore::add_chunk(const Segment& segment, const MasterChunk& chunk, Range chunk_bytes, Range wanted) {
-  const CUdeviceptr address = segment.address() + wanted.begin;
-  const std::size_t begin = wanted.begin - chunk_bytes.begin;
+  const CUdeviceptr start = segment.address() + chunk_bytes.begin;
+  const Range part{wanted.begin - chunk_bytes.begin, wanted.end - chunk_bytes.begin};
   report_.bytes_copied += wanted.nbytes();
-  if (chunk.host) {
-    copies_.add(address, chunk.host->data() + begin, wanted.nbytes());
-  } else {
-    on_disk_.push_back({address, begin, wanted.nbytes(), *chunk.disk});
+  if (!chunk.host) {
+    on_disk_.push_back({start, chunk_bytes.nbytes(), part, *chunk.disk, chunk.packed});
     report_.bytes_spilled += wanted.nbytes();
+  } else if (chunk.packed != 0) {
+    copies_.add_packed({chunk.host->data(), chunk.packed, chunk_bytes.nbytes(), start, part});
+  } else {
+    copies_.add(start + part.begin, chunk.host->data() + part.begin, part.nbytes());
   }
 }
 
@@ -41,6 +43,17 @@ void Restore::add(const Segment& segment, Range range) {
     zero_from = part.end;
   }
   zero(segment, {zero_from, wanted.end});
+}
+
+// From a buffer that was read from the disk.
+void Restore::bring(const DiskPiece& piece, const unsigned char* data, CUstream stream) {
+  if (piece.packed != 0) {
+    device_.unpack.launch(reinterpret_cast<CUdeviceptr>(data), piece.packed, piece.nbytes, piece.chunk, piece.wanted,
+                          stream);
+  } else {
+    RA_TRY(device_.driver, MemcpyHtoDAsync, piece.chunk + piece.wanted.begin, data + piece.wanted.begin,
+           piece.wanted.nbytes(), stream);
+  }
 }
 
 void Restore::finish() {
@@ -65,10 +78,9 @@ void Restore::finish() {
     for (std::size_t i = 0; i + 1 < Bounce::kBuffers; ++i) start(i);
     for (std::size_t i = 0; i < on_disk_.size(); ++i) {
       start(i + Bounce::kBuffers - 1);
-      const DiskPiece& piece = on_disk_[i];
       Pending& buffer = pending[i % Bounce::kBuffers];
       spill.wait(std::exchange(buffer.ticket, nullptr));
-      RA_TRY(device_.driver, MemcpyHtoDAsync, piece.address, bounce.buffer(i) + piece.begin, piece.nbytes, stream);
+      bring(on_disk_[i], bounce.buffer(i), stream);
       buffer.copying = true;
     }
     RA_TRY(device_.driver, StreamSynchronize, stream);

@@ -24,13 +24,15 @@ class Restore {
  private:
   static constexpr auto kToDevice = Copies::Direction::kToDevice;
   struct DiskPiece {
-    CUdeviceptr address;
-    std::size_t begin;  // within the chunk
-    std::size_t nbytes;
+    CUdeviceptr chunk;   // where it begins
+    std::size_t nbytes;  // of the chunk
+    Range wanted;        // of its bytes
     SpillSlot slot;
+    std::size_t packed;  // as in MasterChunk
   };
   void add_chunk(const Segment& segment, const MasterChunk& chunk, Range chunk_bytes, Range wanted);
   void zero(const Segment& segment, Range bytes);
+  void bring(const DiskPiece& piece, const unsigned char* data, CUstream stream);
 
   Device& device_;
   Masters& masters_;

@@ -14,14 +14,17 @@ namespace rotator {
 
 // The copy of one chunk of a segment, in host memory or on disk. `digest` is of exactly the bytes copied, so it proves
 // nothing that the copy does not hold; without one (no kernel on this device) whether the chunk still equals its
-// master is unknown, and a sleep copies.
+// master is unknown, and a sleep copies. It is of the chunk's bytes also where the copy holds them packed (packing.h).
 struct MasterChunk {
   std::optional<HostBlock> host;
   std::optional<SpillSlot> disk;
   std::optional<Digest> digest;
   bool valid = false;
+  std::size_t packed = 0;  // bytes of the copy, 0 when it is not packed
   unsigned version = 0;  // grows with every change, so that a copy made meanwhile in the background is not put over it
   bool placed() const { return host || disk; }
+  // Bytes of the copy of a chunk of `nbytes`.
+  std::size_t stored(std::size_t nbytes) const { return packed != 0 ? packed : nbytes; }
 };
 
 struct Segment {

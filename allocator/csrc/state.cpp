@@ -18,6 +18,7 @@ static MasterOptions master_options(const ra_config& config, const Driver& drive
   MasterOptions options;
   options.chunk_bytes = chunk_bytes(config, driver);
   options.use_digest = config.use_digest != 0;
+  options.use_packing = config.use_packing != 0;
   options.host.budget_bytes = config.host_budget_bytes;
   options.host.prefault_threads = config.prefault_threads;
   // What one step of a prepare in the background registers: the engine's own driver calls wait for it.

@@ -28,7 +28,8 @@ void Stream::close() noexcept {
   stream_ = nullptr;
 }
 
-Device::Device(const Driver& table, int number) : driver(table), index(number), digest(driver), copy_kernel(driver) {
+Device::Device(const Driver& table, int number)
+    : driver(table), index(number), digest(table), pack(table), copy_kernel(table), unpack(table) {
   RA_TRY(driver, DeviceGet, &handle, number);
   RA_TRY(driver, DeviceTotalMem, &total_bytes, handle);
   prop = allocation_prop(driver, handle);
@@ -55,8 +56,10 @@ void Device::open() {
   disk.open(driver, highest);
   background.open(driver, lowest);
   digest.load();
-  if (attribute(driver, handle, CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM, 0) != 0)
-    copy_kernel.load();
+  if (attribute(driver, handle, CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM, 0) == 0) return;
+  copy_kernel.load();
+  pack.load();
+  unpack.load();
 }
 
 void Device::close() noexcept {
@@ -67,6 +70,8 @@ void Device::close() noexcept {
     disk.close();
     digest.unload();
     copy_kernel.unload();
+    pack.unload();
+    unpack.unload();
     background.close();
   }
   driver.DevicePrimaryCtxRelease(handle);

@@ -54,7 +54,9 @@ class Device {
   Stream disk;        // copies of masters that come from the spill directory
   Stream background;  // the lowest priority: masters taken while the engine serves
   DigestKernel digest;
-  CopyKernel copy_kernel;  // loaded only where kernels can read registered host memory
+  PackKernel pack;
+  CopyKernel copy_kernel;  // this and the next are loaded only where kernels can read registered host memory
+  UnpackKernel unpack;
   std::size_t total_bytes = 0;
   std::size_t granularity = 0;
   int numa_node = -1;

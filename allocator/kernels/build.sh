@@ -7,7 +7,7 @@ cd "$(dirname "$0")"
 made=$(mktemp -d)
 trap 'rm -rf "$made"' EXIT
 
-for name in digest copy; do
+for name in digest copy pack; do
   nvcc -std=c++17 -O3 -arch=compute_75 -ptx "$name.cu" -o "$made/$name.ptx"
   sed -i -e '/^[[:space:]]*\/\//d' -e 's/^\.version .*/.version 6.3/' -e 's/^\.target .*/.target sm_70/' \
     -e '/^[[:space:]]*$/d' "$made/$name.ptx"

@@ -31,6 +31,20 @@ bool is_registered(const void* data, std::size_t nbytes) {
   return start + nbytes <= it->first + it->second;
 }
 
+// Kernels see pages, and cross from one registration into the next.
+bool kernels_can_read(const void* data, std::size_t nbytes) {
+  const auto* at = static_cast<const char*>(data);
+  const char* const end = at + nbytes;
+  while (at < end) {
+    auto it = sim().registered.upper_bound(at);
+    if (it == sim().registered.begin()) return false;
+    --it;
+    if (it->first + it->second <= at) return false;
+    at = it->first + it->second;
+  }
+  return true;
+}
+
 // A copy that begins in one registration and ends beyond it is refused, as by a GPU's driver (580, 2026-11-21).
 static bool leaves_registration(const void* data, std::size_t nbytes) {
   return is_registered(data, 1) && !is_registered(data, nbytes);

@@ -6,12 +6,15 @@
 #include <string>
 
 #include "csrc/digest.h"
+#include "csrc/packing.h"
 #include "sim/sim.h"
 
 namespace sim {
 
 constexpr const char* kDigestKernel = "rotator_digest";
 constexpr const char* kCopyKernel = "rotator_copy";
+constexpr const char* kPackKernel = "rotator_pack";
+constexpr const char* kUnpackKernel = "rotator_unpack";
 constexpr std::size_t kLoadBytes = 16;  // the kernel reads whole words of this size
 
 // `.entry name(` with any white space between, as a compiler writes it.
@@ -35,13 +38,14 @@ struct DigestArguments {
 };
 
 // Arguments are copied when the kernel is launched, as the driver does.
+static uint64_t argument(void** parameters, int number) {
+  uint64_t value;
+  std::memcpy(&value, parameters[number], sizeof value);
+  return value;
+}
+
 static DigestArguments digest_arguments(void** parameters) {
-  DigestArguments arguments{};
-  std::memcpy(&arguments.data, parameters[0], 8);
-  std::memcpy(&arguments.nbytes, parameters[1], 8);
-  std::memcpy(&arguments.chunk_bytes, parameters[2], 8);
-  std::memcpy(&arguments.out, parameters[3], 8);
-  return arguments;
+  return {argument(parameters, 0), argument(parameters, 1), argument(parameters, 2), argument(parameters, 3)};
 }
 
 static CUresult run_digest(const DigestArguments& on) {
@@ -76,10 +80,7 @@ static CUresult run_copy(const CopyArguments& on) {
 
 // Over the link it is as fast as the copy engine, and whatever that one still has to do does not matter to it.
 static CUresult launch_copy(CUstream stream, void** parameters) {
-  CopyArguments on{};
-  std::memcpy(&on.to, parameters[0], 8);
-  std::memcpy(&on.from, parameters[1], 8);
-  std::memcpy(&on.nbytes, parameters[2], 8);
+  const CopyArguments on{argument(parameters, 0), argument(parameters, 1), argument(parameters, 2)};
   Op op;
   op.effect = [on] { return run_copy(on); };
   if (on.from_host()) {
@@ -90,6 +91,75 @@ static CUresult launch_copy(CUstream stream, void** parameters) {
     op.wire = &sim().wires[stream->device];
   } else {
     op.touches = {Span{on.to, on.nbytes}, Span{on.from, on.nbytes}};
+    op.cost = device_time(on.nbytes);
+  }
+  return enqueue(stream, std::move(op));
+}
+
+struct PackArguments {
+  CUdeviceptr data;
+  uint64_t nbytes;
+  CUdeviceptr out;
+  uint64_t limit;
+  CUdeviceptr others_bytes;
+};
+
+static CUresult run_pack(const PackArguments& on) {
+  if (on.data % kLoadBytes != 0 || on.out % rotator::kPackAlign != 0) return CUDA_ERROR_MISALIGNED_ADDRESS;
+  const bool readable = accessible(on.data, on.nbytes) && accessible(on.out, on.limit);
+  if (!readable || !accessible(on.others_bytes, sizeof(uint64_t))) return CUDA_ERROR_ILLEGAL_ADDRESS;
+  const std::size_t packed = rotator::pack(reinterpret_cast<const unsigned char*>(on.data), on.nbytes,
+                                           reinterpret_cast<unsigned char*>(on.out), on.limit);
+  *reinterpret_cast<uint64_t*>(on.others_bytes) += packed - rotator::pack_fixed_bytes(on.nbytes);
+  return CUDA_SUCCESS;
+}
+
+static CUresult launch_pack(CUstream stream, void** parameters) {
+  const PackArguments on{argument(parameters, 0), argument(parameters, 1), argument(parameters, 2),
+                         argument(parameters, 3), argument(parameters, 4)};
+  SIM_CHECK(on.nbytes != 0 && rotator::pack_fixed_bytes(on.nbytes) <= on.limit, CUDA_ERROR_INVALID_VALUE);
+  Op op;
+  op.effect = [on] { return run_pack(on); };
+  op.touches = {Span{on.data, on.nbytes}, Span{on.out, on.limit}};
+  op.cost = device_time(on.nbytes);
+  return enqueue(stream, std::move(op));
+}
+
+struct UnpackArguments {
+  CUdeviceptr packed;  // in device memory, or in registered host memory
+  uint64_t packed_nbytes;
+  uint64_t nbytes;
+  CUdeviceptr to;
+  uint64_t begin;
+  uint64_t end;
+  bool from_host() const { return kernels_can_read(reinterpret_cast<const void*>(packed), packed_nbytes); }
+};
+
+static CUresult run_unpack(const UnpackArguments& on) {
+  if (on.packed % kLoadBytes != 0 || on.to % kLoadBytes != 0) return CUDA_ERROR_MISALIGNED_ADDRESS;
+  const bool readable = on.from_host() || accessible(on.packed, on.packed_nbytes);
+  if (!readable || !accessible(on.to + on.begin, on.end - on.begin)) return CUDA_ERROR_ILLEGAL_ADDRESS;
+  rotator::unpack(reinterpret_cast<const unsigned char*>(on.packed), on.packed_nbytes, on.nbytes,
+                  reinterpret_cast<unsigned char*>(on.to), on.begin, on.end);
+  return CUDA_SUCCESS;
+}
+
+// What is packed is all that crosses the link.
+static CUresult launch_unpack(CUstream stream, void** parameters) {
+  const UnpackArguments on{argument(parameters, 0), argument(parameters, 1), argument(parameters, 2),
+                           argument(parameters, 3), argument(parameters, 4), argument(parameters, 5)};
+  SIM_CHECK(on.begin < on.end && on.end <= on.nbytes, CUDA_ERROR_INVALID_VALUE);
+  SIM_CHECK(rotator::pack_fixed_bytes(on.nbytes) <= on.packed_nbytes, CUDA_ERROR_INVALID_VALUE);
+  Op op;
+  op.effect = [on] { return run_unpack(on); };
+  op.touches[0] = {on.to + on.begin, on.end - on.begin};
+  if (on.from_host()) {
+    op.host = {on.packed, on.packed_nbytes};
+    op.cost = link_time(on.packed_nbytes * (on.end - on.begin) / on.nbytes);
+    op.link = &sim().links[stream->device][kByKernel];
+    op.wire = &sim().wires[stream->device];
+  } else {
+    op.touches[1] = {on.packed, on.packed_nbytes};
     op.cost = device_time(on.nbytes);
   }
   return enqueue(stream, std::move(op));
@@ -135,7 +205,9 @@ SIM_EXPORT CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, c
   SIM_CALL("cuModuleGetFunction");
   const auto known = std::find_if(s.modules.begin(), s.modules.end(), [&](auto& m) { return m.get() == module; });
   SIM_CHECK(known != s.modules.end(), CUDA_ERROR_INVALID_HANDLE);
-  const bool simulated = std::strcmp(name, kDigestKernel) == 0 || std::strcmp(name, kCopyKernel) == 0;
+  const auto is_name = [name](const char* kernel) { return std::strcmp(name, kernel) == 0; };
+  const char* const kernels[] = {kDigestKernel, kCopyKernel, kPackKernel, kUnpackKernel};
+  const bool simulated = std::any_of(std::begin(kernels), std::end(kernels), is_name);
   SIM_CHECK(simulated && has_entry(module->text, name), CUDA_ERROR_NOT_FOUND);
   *function = s.functions.emplace_back(new CUfunc_st{module, name}).get();
   return CUDA_SUCCESS;
@@ -156,5 +228,7 @@ SIM_EXPORT CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigne
             CUDA_ERROR_INVALID_VALUE);
   SIM_CHECK(parameters != nullptr, CUDA_ERROR_INVALID_VALUE);
   if (function->name == kCopyKernel) return launch_copy(stream, parameters);
+  if (function->name == kPackKernel) return launch_pack(stream, parameters);
+  if (function->name == kUnpackKernel) return launch_unpack(stream, parameters);
   return launch_digest(stream, digest_arguments(parameters));
 }

@@ -156,6 +156,7 @@ constexpr int kToDevice = 0, kToHost = 1, kByKernel = 2;  // of `links`
 Clock::duration link_time(std::size_t nbytes);
 Clock::duration device_time(std::size_t nbytes);
 bool is_registered(const void* data, std::size_t nbytes);
+bool kernels_can_read(const void* data, std::size_t nbytes);
 void engine_clears(int device, std::size_t nbytes);
 // streams.cpp: all under the mutex
 CUcontext current();

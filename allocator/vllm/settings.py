@@ -25,6 +25,7 @@ class Settings:
     budget_file: Path | None = None
     link_share: float | None = None
     trim: bool = True
+    pack: bool = True
 
     def allocator_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `allocator.Allocator`: only what was set, so that its own defaults hold."""
@@ -34,6 +35,7 @@ class Settings:
             "slab_bytes": self.slab_bytes,
             "budget_file": self.budget_file,
             "link_share": self.link_share,
+            "pack": None if self.pack else False,
         }
         return {name: value for name, value in given.items() if value is not None}
 
@@ -49,6 +51,7 @@ def from_environment(environ: Mapping[str, str]) -> Settings:
         budget_file=_path(environ, "ROTATOR_ALLOCATOR_BUDGET_FILE", Path.is_file, "file"),
         link_share=_share(environ, "ROTATOR_ALLOCATOR_LINK_SHARE"),
         trim=_flag(environ, "ROTATOR_ALLOCATOR_TRIM"),
+        pack=_flag(environ, "ROTATOR_ALLOCATOR_PACK"),
     )
 
 

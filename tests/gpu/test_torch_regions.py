@@ -1,6 +1,7 @@
 """Real torch on a real GPU: `pytest -m gpu tests/gpu`."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -230,4 +231,90 @@ def test_exiting_asleep_is_clean(on_gpu: OnGpu) -> None:
         with memory.region("weights"):
             weights = words(GIB, 1)
         memory.sleep()
+    """)
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_masters_of_weights_are_packed_and_come_back_bit_for_bit(on_gpu: OnGpu, wait: bool) -> None:
+    on_gpu(f"""
+        import time
+        def weights(seed):
+            generator = torch.Generator(device="cuda").manual_seed(seed)
+            normal = torch.randn(128 * MIB + 8 * seed + 1, generator=generator, device="cuda", dtype=torch.bfloat16)
+            return normal * 0.02 * 4 ** seed
+        with memory.region("weights"):
+            made = [weights(seed) for seed in range(8)]
+        memory.prepare(wait={wait})
+        while memory.prepare_status().running:
+            time.sleep(0.01)
+        assert memory.prepare_status().error is None
+        nbytes = sum(2 * t.numel() for t in made)
+        used = memory.host_memory().bytes_used
+        assert 0.68 * nbytes < used < 0.73 * nbytes, used / nbytes
+        for cycle in range(3):
+            memory.sleep()
+            torch.empty(20 * GIB, dtype=torch.uint8, device="cuda").fill_(cycle + 1)
+            torch.cuda.empty_cache()
+            memory.wake()
+            for seed, tensor in enumerate(made):
+                assert torch.equal(tensor.view(torch.int16), weights(seed).view(torch.int16)), (cycle, seed)
+    """)
+
+
+def test_every_value_there_is_survives_packing(on_gpu: OnGpu) -> None:
+    """Zeros, denormals, infinities, NaNs, noise between weights, and lengths that end within a tile."""
+    on_gpu("""
+        generator = torch.Generator(device="cuda").manual_seed(1)
+        def bits(kind, count):
+            words = torch.empty(count, dtype=torch.int16, device="cuda")
+            noise = words.random_(-(1 << 15), 1 << 15, generator=generator).clone()
+            normal = torch.randn(count, generator=generator, device="cuda", dtype=torch.bfloat16).view(torch.int16)
+            where = torch.rand(count, generator=generator, device="cuda")
+            match kind:
+                case "normal": return normal
+                case "noise": return noise
+                case "zeros": return torch.where(where < 0.1, 0, normal)
+                case "huge": return torch.where(where < 0.05, noise | 0x7F80, normal)
+                case "tiny": return torch.where(where < 0.05, noise & 0x807F, normal)
+                case "bursts": return torch.where((torch.arange(count, device="cuda") // 3000) % 5 == 0, noise, normal)
+        expected = [bits(kind, count) for kind in ("normal", "noise", "zeros", "huge", "tiny", "bursts")
+                    for count in (1, 4095, 4096, 4097, 100_003, 16 * MIB - 5, 40 * MIB + 77)]
+        with memory.region("weights"):
+            made = [e.clone() for e in expected]
+            odd = torch.arange(3 * MIB + 1, device="cuda").to(torch.uint8)
+        for level in range(2):
+            report = memory.sleep()
+            memory.wake()
+            assert all(torch.equal(a, b) for a, b in zip(made, expected))
+            assert torch.equal(odd, torch.arange(3 * MIB + 1, device="cuda").to(torch.uint8))
+        usage = memory.host_memory().bytes_used
+        assert usage < 0.95 * sum(2 * e.numel() for e in expected), usage
+    """)
+
+
+def test_weights_that_lost_a_part_of_packed_chunks_get_it_back(on_gpu: OnGpu) -> None:
+    on_gpu("""
+        made = torch.randn(GIB, generator=torch.Generator(device="cuda").manual_seed(2), device="cuda").bfloat16()
+        with memory.region("weights"):
+            kept = made.clone()
+        for wanted in (100 * MIB, 300 * MIB, 1500 * MIB):
+            report = memory.sleep(bytes_wanted=wanted)
+            assert report.bytes_kept > 0
+            memory.wake()
+            assert torch.equal(kept.view(torch.int16), made.view(torch.int16)), wanted
+    """)
+
+
+def test_packed_masters_on_disk_come_back(on_gpu: OnGpu, tmp_path: Path) -> None:
+    on_gpu(f"""
+        memory.close()
+        memory = TorchAllocator(Allocator(spill_dir={str(tmp_path)!r}))
+        made = torch.randn(GIB, generator=torch.Generator(device="cuda").manual_seed(2), device="cuda").bfloat16()
+        with memory.region("weights"):
+            kept = made.clone()
+        memory.place_masters("disk")
+        memory.sleep()
+        assert memory.host_memory().bytes_spilled < 1.5 * GIB
+        assert memory.wake().bytes_spilled == 2 * GIB
+        assert torch.equal(kept.view(torch.int16), made.view(torch.int16))
     """)

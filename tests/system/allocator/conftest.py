@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -33,18 +34,31 @@ def driver(box: SimulatedBox) -> Iterator[SimulatedDriver]:
     simulated.hold(False)
 
 
-@pytest.fixture
-def allocator(driver: SimulatedDriver) -> Iterator[Allocator]:
-    """One whose every byte, on the device and on the host, must be back when the test ends."""
+@contextmanager
+def _giving_all_back(driver: SimulatedDriver, **options: bool) -> Iterator[Allocator]:
     # Slabs of 64 MiB, four granules, so that a few GiB are a few dozen handles.
     # No rest between two copies in the background: nothing here is served meanwhile.
-    with Allocator(slab_bytes=64 << 20, link_share=1.0) as made:
+    with Allocator(slab_bytes=64 << 20, link_share=1.0, **options) as made:
         yield made
         driver.set_faults()
         driver.hold(False)
     assert driver.bytes_used(0, own=True) == 0
     assert driver.bytes_used(1, own=True) == 0
     assert driver.bytes_registered() == 0
+
+
+@pytest.fixture
+def allocator(driver: SimulatedDriver) -> Iterator[Allocator]:
+    """One whose every byte, on the device and on the host, must be back when the test ends."""
+    with _giving_all_back(driver) as made:
+        yield made
+
+
+@pytest.fixture
+def plain(driver: SimulatedDriver) -> Iterator[Allocator]:
+    """The same with masters as long as what they are of, whatever that holds."""
+    with _giving_all_back(driver, pack=False) as made:
+        yield made
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """An allocator that stands for an engine: one of everything, on two devices, with content that is known."""
 
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,19 @@ def pattern(seed: int, nbytes: int) -> bytes:
     return (block * (nbytes // len(block) + 1))[:nbytes]
 
 
+# A sign, and the upper seven bits of an exponent: half of the values have the largest, a quarter the next, and so on.
+_UPPER_BYTES = bytes(byte & 0x80 | (61 - (7 - (byte & 0x7F).bit_length())) for byte in range(256))
+
+
+def weights_like(seed: int, nbytes: int) -> bytes:
+    """bf16 values whose exponents are spread about as those of trained weights are."""
+    source = random.Random(seed)
+    content = bytearray(nbytes + nbytes % 2)
+    content[0::2] = source.randbytes(len(content) // 2)
+    content[1::2] = source.randbytes(len(content) // 2).translate(_UPPER_BYTES)
+    return bytes(content[:nbytes])
+
+
 def until(holds: Callable[[], bool], timeout_s: float = 30) -> None:
     deadline, pause = time.monotonic() + timeout_s, threading.Event()
     while not holds():
@@ -24,7 +38,7 @@ def until(holds: Callable[[], bool], timeout_s: float = 30) -> None:
 
 
 class Engine:
-    """`kept` has masters at level 1, `caches` are discarded."""
+    """`kept` has masters at level 1, packed ones and others, `caches` are discarded."""
 
     def __init__(self, allocator: Allocator, driver: SimulatedDriver, unit_bytes: int = 80 * MIB) -> None:
         self.allocator, self.driver = allocator, driver
@@ -38,7 +52,8 @@ class Engine:
     def load(self, seed: int) -> None:
         """New content everywhere: masters of the old are worth nothing."""
         for i, segment in enumerate(self.kept):
-            self.kept[segment] = pattern(seed + i, segment.content_nbytes)
+            made = weights_like if i % 2 == 0 else pattern
+            self.kept[segment] = made(seed + i, segment.content_nbytes)
             self.allocator.write(segment, self.kept[segment])
         self.warm_cache()
 

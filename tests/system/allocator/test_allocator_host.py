@@ -115,7 +115,7 @@ def test_a_budget_can_be_tightened_and_masters_that_sleep_need_stay(driver: Simu
 SHARES = """
 import sys
 from allocator import Allocator, HostMemoryExhausted
-allocator = Allocator(budget_file=sys.argv[1])
+allocator = Allocator(pack=False, budget_file=sys.argv[1])
 segment = allocator.alloc(3 << 30)
 allocator.write(segment, b"content")
 for line in sys.stdin:

@@ -7,7 +7,7 @@ from allocator.box import SimulatedBox
 AWAKE = """
 from allocator import Allocator, DriverError
 from allocator.simdriver import SimulatedDriver
-allocator, driver = Allocator(), SimulatedDriver()
+allocator, driver = Allocator(pack=False), SimulatedDriver()
 segments = [allocator.alloc(1 << 30) for _ in range(8)]
 def intact():
     return all(allocator.read(s) == bytes([i + 1]) * s.content_nbytes for i, s in enumerate(segments))

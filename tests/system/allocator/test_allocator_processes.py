@@ -246,7 +246,7 @@ def test_copies_take_the_time_of_the_link(child, tmp_path) -> None:  # type: ign
     box = SimulatedBox.create(tmp_path / "box", devices=1, copy_gib_s=100)
     program = """
 from allocator import Allocator
-allocator = Allocator()
+allocator = Allocator(pack=False)
 segment = allocator.alloc(20 << 30)
 allocator.sleep()
 print(allocator.wake().gib_s)

@@ -97,29 +97,29 @@ def test_after_prepare_the_first_sleep_copies_nothing(allocator: Allocator) -> N
     assert allocator.read(segment, 0, 7) == b"content"
 
 
-def test_masters_take_exactly_what_they_hold(allocator: Allocator) -> None:
+def test_masters_take_exactly_what_they_hold(plain: Allocator) -> None:
     """Catalogue 9: pinned sizes must not round up to a power of two."""
     for _ in range(5):
-        allocator.alloc(GIB + 144 * MIB)
-    allocator.sleep()
-    host = allocator.host_memory()
+        plain.alloc(GIB + 144 * MIB)
+    plain.sleep()
+    host = plain.host_memory()
     assert 5 * (GIB + 144 * MIB) <= host.bytes_registered <= 1.01 * 5 * (GIB + 144 * MIB)
     assert host.bytes_used <= host.bytes_registered
-    allocator.wake()
+    plain.wake()
 
 
-def test_masters_outlive_the_wake_until_they_are_released(allocator: Allocator, driver: SimulatedDriver) -> None:
+def test_masters_outlive_the_wake_until_they_are_released(plain: Allocator, driver: SimulatedDriver) -> None:
     """Catalogue 11: host memory is accounted, and goes back on demand."""
-    segment = allocator.alloc(GIB)
-    allocator.sleep()
-    allocator.wake()
-    assert allocator.host_memory().bytes_used == GIB
-    assert allocator.release_masters() == GIB
+    segment = plain.alloc(GIB)
+    plain.sleep()
+    plain.wake()
+    assert plain.host_memory().bytes_used == GIB
+    assert plain.release_masters() == GIB
     assert driver.bytes_registered() == 0
-    allocator.write(segment, b"content")
-    allocator.sleep()
-    allocator.wake()
-    assert allocator.read(segment, 0, 7) == b"content"
+    plain.write(segment, b"content")
+    plain.sleep()
+    plain.wake()
+    assert plain.read(segment, 0, 7) == b"content"
 
 
 def test_masters_of_a_sleeping_tag_cannot_be_released(allocator: Allocator) -> None:
@@ -132,7 +132,7 @@ def test_masters_of_a_sleeping_tag_cannot_be_released(allocator: Allocator) -> N
 
 
 def test_a_host_budget_that_is_too_small_leaves_everything_awake(driver: SimulatedDriver) -> None:
-    with Allocator(host_budget_bytes=GIB) as allocator:
+    with Allocator(host_budget_bytes=GIB, pack=False) as allocator:
         segment = allocator.alloc(2 * GIB)
         allocator.write(segment, b"content")
         with pytest.raises(api.HostMemoryExhausted) as caught:
@@ -206,47 +206,47 @@ def test_allocating_under_a_sleeping_tag_is_refused(allocator: Allocator) -> Non
 
 
 def test_a_free_while_asleep_gives_back_the_address_and_the_master_alone(
-    allocator: Allocator, driver: SimulatedDriver
+    plain: Allocator, driver: SimulatedDriver
 ) -> None:
     """Catalogue 3: upstream unmaps what sleep has unmapped already."""
-    gone, kept = allocator.alloc(GIB), allocator.alloc(GIB)
-    allocator.write(kept, b"content")
-    allocator.sleep()
+    gone, kept = plain.alloc(GIB), plain.alloc(GIB)
+    plain.write(kept, b"content")
+    plain.sleep()
     driver.clear_log()
-    allocator.free(gone)
+    plain.free(gone)
     assert not {"cuMemUnmap", "cuMemRelease", "cuMemAddressFree"} & set(driver.log())
     with pytest.raises(api.ForeignPointer):
-        allocator.free(gone)
-    assert allocator.host_memory().bytes_used == GIB
-    assert allocator.wake().bytes == GIB
-    assert allocator.read(kept, 0, 7) == b"content"
+        plain.free(gone)
+    assert plain.host_memory().bytes_used == GIB
+    assert plain.wake().bytes == GIB
+    assert plain.read(kept, 0, 7) == b"content"
 
 
-def test_a_sleep_and_a_wake_make_few_large_driver_calls(allocator: Allocator, driver: SimulatedDriver) -> None:
+def test_a_sleep_and_a_wake_make_few_large_driver_calls(plain: Allocator, driver: SimulatedDriver) -> None:
     """Ranks of one host contend in the driver: one access call and one unmap for a whole region."""
     with driver.faults("cuModuleGetFunction@2=500"):  # no copies by kernel, which probe the engine first
-        allocator.alloc(4 * GIB)
-    allocator.prepare()
+        plain.alloc(4 * GIB)
+    plain.prepare()
     driver.clear_log()
-    allocator.sleep()
+    plain.sleep()
     # The weights' pool has 64 slabs; the other one is of the memory that the digests are put in.
     assert driver.log().count("cuMemUnmap") == 2
     assert driver.log().count("cuLaunchKernel") == 1
     assert driver.log().count("cuMemcpyDtoHAsync") == 1
     driver.clear_log()
-    allocator.wake()
+    plain.wake()
     # By batches: copies into the first slabs start while the next ones are being mapped.
     batches = driver.log().count("cuMemSetAccess")
     assert 2 <= batches <= 64 // 4
     assert driver.log().count("cuMemcpyHtoDAsync") == batches
 
 
-def test_weights_are_in_flight_before_the_cache_is_mapped(allocator: Allocator, driver: SimulatedDriver) -> None:
-    allocator.alloc(GIB)
-    allocator.alloc(GIB, tag="kv_cache")
-    allocator.sleep()
+def test_weights_are_in_flight_before_the_cache_is_mapped(plain: Allocator, driver: SimulatedDriver) -> None:
+    plain.alloc(GIB)
+    plain.alloc(GIB, tag="kv_cache")
+    plain.sleep()
     driver.clear_log()
-    allocator.wake()
+    plain.wake()
     log = driver.log()
     last_create = len(log) - 1 - log[::-1].index("cuMemCreate")
     last_wait = len(log) - 1 - log[::-1].index("cuStreamSynchronize")

@@ -112,7 +112,8 @@ def test_a_wake_survives_the_failure_of_any_of_its_calls(engine: Engine, operati
         engine.driver.clear_log()
         with engine.driver.faults(f"*@{n}={answer}"):
             error = refusal(lambda: operation.run(engine))
-        if failed_calls(engine):  # else it had a shorter way this time, for the copy engine answered quickly
+        # Else it had a shorter way this time, for the copy engine answered quickly; or all was done but the tidying.
+        if failed_calls(engine) - {"cuEventDestroy"}:
             assert error is not None, where
             assert error.call in {call + suffix for call in failed_calls(engine) for suffix in ("", "_v2")}, where
             assert engine.allocator.asleep_tags() == tags, where
