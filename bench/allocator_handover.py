@@ -304,6 +304,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--phase", choices=("handover", "release", "both"), default="both")
     parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument("--ranks", type=int, default=0, help="of the phase release; more than GPUs share them")
     parser.add_argument("--weights-gib", type=int, default=28)
     parser.add_argument("--cache-gib", type=int, default=88)
     parser.add_argument("--cycles", type=int, default=6)

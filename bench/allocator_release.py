@@ -1,6 +1,7 @@
 """What slows ranks that release device memory at once: the phase `release` of bench.allocator_handover.
 
-One process a GPU, alone and all at the same moment, by handle size, flags and the way of releasing.
+One process a GPU, or several that share one (--ranks), alone and all at the same moment, by handle size, flags and the
+way of releasing.
 """
 
 import argparse
@@ -154,16 +155,19 @@ class Rank:
 
 
 def release(args: argparse.Namespace, until: float) -> bool:
-    barrier = multiprocessing.get_context("spawn").Barrier(args.gpus)
+    count_of_ranks = args.ranks or args.gpus
+    a_gpu = -(-count_of_ranks // args.gpus)
+    weights_gib, cache_gib = args.weights_gib // a_gpu, args.cache_gib // a_gpu
+    barrier = multiprocessing.get_context("spawn").Barrier(count_of_ranks)
     rows, skipped = [], []
     with tempfile.NamedTemporaryFile() as lock:
-        given = (barrier, lock.name, args.weights_gib, args.cache_gib)
-        ranks = [Child(f"rank {device}", Rank, device, *given) for device in range(args.gpus)]
+        given = (barrier, lock.name, weights_gib, cache_gib)
+        ranks = [Child(f"rank {number}", Rank, number % args.gpus, *given) for number in range(count_of_ranks)]
         try:
             together(ranks, "cycles", VARIANTS[0], 1, True)
             before = together(ranks, "facts")
             for variant in VARIANTS:
-                for active in [ranks[:1], ranks] if args.gpus > 1 else [ranks]:
+                for active in [ranks[:1], ranks] if len(ranks) > 1 else [ranks]:
                     label = f"{variant.name}, {len(active)} at once"
                     if time.perf_counter() > until:
                         skipped.append(label)
@@ -179,7 +183,7 @@ def release(args: argparse.Namespace, until: float) -> bool:
             after = together(ranks, "facts")
         finally:
             end(ranks)
-    print(f"\nrelease: {args.weights_gib} + {args.cache_gib} GiB a GPU; medians of the slowest rank's seconds")
+    print(f"\nrelease: {weights_gib} + {cache_gib} GiB a rank, {a_gpu} ranks a GPU; medians of the slowest rank's seconds")
     table(rows, STEPS)
     print(f"GPUDirect RDMA with these handles: {'yes' if before[0]['rdma'] else 'no, the flag stayed 0'}")
     if skipped:
