@@ -236,9 +236,9 @@ def on_gpu(cycles: int) -> Findings:
         weights_bytes = min(_GPU_BYTES, free // 3)
         if weights_bytes < _GIB // 64:
             raise OutOfMemory("the device is too full for a self-test", bytes_wanted=_GIB // 16, bytes_free=free)
+        _measure(findings, bare, weights_bytes, allocator.scale)
         _once(allocator, weights_bytes)
         before = _held(allocator)
-        _measure(findings, bare, weights_bytes, allocator.scale)
         subject = Subject(allocator, weights_bytes)
         _cycle(subject, findings, cycles)
         subject.free()
