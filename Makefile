@@ -40,7 +40,7 @@ test-long: $(VENV)/.ready-to-test
 
 # The tests that take most of the native code's paths. Python and its own leaks are not checked; a test that means to
 # fault must fault. Both libraries are loaded first, because Python was not linked with them.
-ASAN_TESTS := $(addprefix tests/system/allocator/test_allocator_,sleep.py lanes.py sweep.py rollback.py fence.py elastic.py \
+ASAN_TESTS := $(addprefix tests/system/allocator/test_allocator_,sleep.py packing.py lanes.py sweep.py rollback.py fence.py elastic.py \
   background.py pins.py host.py model.py)
 asan: build/asan/.built
 	libraries=$$(ldd build/asan/allocator/_lib/librotator_alloc.so | awk '/lib(asan|stdc\+\+)\.so/ {printf "%s ", $$3}') && \

@@ -4,7 +4,7 @@
 // 16-bit values, whatever it holds, and cut into tiles of 4096. In each tile the seven neighbouring exponents that are
 // most frequent have codes of 3 bits, counted from the tile's base; the eighth code says that the exponent is among the
 // tile's others. Sign and mantissa stay as they are. Codes of one length keep tiles independent and unpacking as fast as
-// memory: a tile of normal weights takes about 11.3 of 16 bits, where codes of any length would need 10.7.
+// memory: a tile of normally distributed weights takes 11.2 of 16 bits, where codes of any length would need 10.5.
 //
 //   heads    8 bytes a tile: where its others are (uint32, in units of 16 bytes from the start), how many (uint16), base
 //   bodies   5632 bytes a tile, from a multiple of 128 on: signs and mantissas (4096), codes (48 bits for 16 values)
