@@ -366,6 +366,7 @@ std::size_t HostArena::run_bytes(const void* data, std::size_t nbytes) const {
     const auto next = region->extents.upper_bound(offset);
     if (next == region->extents.begin()) break;
     const auto& [first, extent] = *std::prev(next);
+    if (first + extent.nbytes <= offset) break;
     return std::min(nbytes, first + extent.nbytes - offset);
   }
   return nbytes;
