@@ -232,13 +232,12 @@ void Masters::copy_to_host(Device& device, Batch tasks) {
   copies.flush();
 }
 
-void Masters::copy_to_disk(Device& device, Batch tasks) {
+void Masters::copy_to_disk(Device& device, Batch tasks, std::optional<Bounce>& bounce) {
   struct Pending {
     const Task* task = nullptr;
     SpillStore::Ticket ticket;
   };
   std::array<Pending, Bounce::kBuffers> pending;
-  std::optional<Bounce> bounce;
   auto settle = [&](Pending& one) {
     if (one.task == nullptr) return;
     const Task& task = *std::exchange(one.task, nullptr);
@@ -315,10 +314,10 @@ bool Masters::pack(Device& device, Packer& packer, Batch batch, ra_report& repor
   return same;
 }
 
-void Masters::copy_out(Device& device, Batch batch, ra_report& report) {
+void Masters::copy_out(Device& device, Batch batch, std::optional<Bounce>& bounce, ra_report& report) {
   const Stopwatch watch;
   copy_to_host(device, batch);
-  copy_to_disk(device, batch);
+  copy_to_disk(device, batch, bounce);
   device.finish();
   report.copy_seconds += watch.seconds();
   for (const Task& task : batch) {
@@ -338,7 +337,9 @@ void Masters::take(Device& device, Pool& staging, const std::vector<ChunkRun>& r
   std::vector<Task> tasks = changed(device, staging, runs, report);
   if (tasks.empty()) return;
   const std::size_t at_once = tasks.front().digest ? std::min(tasks.size(), kPackedAtOnce) : 0;
-  const auto packer = open_packer(device, staging, at_once);  // outlives the copies of what it packed
+  // Both outlive the copies that use them.
+  const auto packer = open_packer(device, staging, at_once);
+  std::optional<Bounce> bounce;
   const std::vector<Batch> batches = batches_of(tasks, packer ? at_once : tasks.size());
   try {
     // All sizes first, so that room is asked for once; packing again costs a hundredth of a copy.
@@ -350,7 +351,7 @@ void Masters::take(Device& device, Pool& staging, const std::vector<ChunkRun>& r
     for (const Batch& batch : batches) {
       const bool again = packer && batches.size() > 1;
       if (again && !pack(device, *packer, batch, report)) place(device, batch, release_others);
-      copy_out(device, batch, report);
+      copy_out(device, batch, bounce, report);
     }
   } catch (...) {
     device.settle();  // copies that still run write into the places about to go

@@ -93,12 +93,12 @@ class Masters {
   std::vector<Task> changed(Device& device, Pool& staging, const std::vector<ChunkRun>& runs, ra_report& report);
   static std::vector<Batch> batches_of(std::vector<Task>& tasks, std::size_t size);
   bool pack(Device& device, Packer& packer, Batch batch, ra_report& report) const;
-  void copy_out(Device& device, Batch batch, ra_report& report);
+  void copy_out(Device& device, Batch batch, std::optional<Bounce>& bounce, ra_report& report);
   void place(Device& device, Batch tasks, const ReleaseOthers& release_others);
   void make_room(Device& device, std::size_t nbytes, const ReleaseOthers& release_others);
   bool reserve_shared(Device& device, std::size_t nbytes);
   void copy_to_host(Device& device, Batch tasks);
-  void copy_to_disk(Device& device, Batch tasks);
+  void copy_to_disk(Device& device, Batch tasks, std::optional<Bounce>& bounce);
 
   const Driver& driver_;
   const MasterOptions options_;
