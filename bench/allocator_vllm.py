@@ -330,12 +330,13 @@ def device_bytes() -> int:
 
 
 def settled_host_bytes() -> int:
-    """Used host memory once what the last engines pinned has come back."""
-    used = host_used_bytes()
-    for _ in range(20):
+    """Used host memory once what the last engines pinned has come back, in fits and starts: when it stood still for 2 s."""
+    used, still = host_used_bytes(), 0
+    for _ in range(60):
         time.sleep(0.5)
         before, used = used, host_used_bytes()
-        if abs(used - before) < 64 << 20:
+        still = still + 1 if abs(used - before) < 64 << 20 else 0
+        if still == 4:
             break
     return used
 
