@@ -183,7 +183,7 @@ def release(args: argparse.Namespace, until: float) -> bool:
             after = together(ranks, "facts")
         finally:
             end(ranks)
-    print(f"\nrelease: {weights_gib} + {cache_gib} GiB a rank, {a_gpu} ranks a GPU; medians of the slowest rank's seconds")
+    print(f"\nrelease: {weights_gib} + {cache_gib} GiB a rank, {a_gpu} a GPU; medians of the slowest rank's seconds")
     table(rows, STEPS)
     print(f"GPUDirect RDMA with these handles: {'yes' if before[0]['rdma'] else 'no, the flag stayed 0'}")
     if skipped:

@@ -330,7 +330,7 @@ def device_bytes() -> int:
 
 
 def settled_host_bytes() -> int:
-    """Used host memory once what the last engines pinned has come back, in fits and starts: when it stood still for 2 s."""
+    """Used host memory once what the last engines pinned has come back: when it stood still for two seconds."""
     used, still = host_used_bytes(), 0
     for _ in range(60):
         time.sleep(0.5)
