@@ -60,6 +60,7 @@ class FakeEngine:
     asleep: bool = False
     garbage: bool = False
     lies: bool = False
+    unbacked: bool = False  # awake by its word and its answers, with the bytes of a sleeper
     sleep_error: str | None = None
     wake_error: str | None = None
     wake_garbage: bool = False
@@ -84,7 +85,7 @@ class FakeEngine:
             return 0
         if self.freed_gib and not self.lies:
             return int((self.awake_gib - self.freed_gib) * GIB)
-        shown = self.residue_gib if self.asleep and not self.lies else self.awake_gib
+        shown = self.residue_gib if (self.asleep and not self.lies) or self.unbacked else self.awake_gib
         return int(shown * GIB)
 
     def die(self, how: str = "killed by signal 9") -> None:

@@ -5,18 +5,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from rotator.core.lifecycle import Event
-from rotator.core.values import Action, Depth, GpuId, Level, State, Step
+from rotator.core.values import Action, Depth, EngineName, GpuId, Level, State, Step
 from rotator.ports import DeviceError, EngineError, GpuReading, Handle, LaunchError, LedgerError
 from rotator.service import canary
 from rotator.service.accounting import held_by, read_gpus, used
 from rotator.service.burial import Undertaker, log_tail
 from rotator.service.journal import Entry
-from rotator.service.owner import Facts, Lied, Owner, WrongFiles
+from rotator.service.owner import Facts, Lied, Owner, Unbacked, WrongFiles
 from rotator.service.records import ActiveSwap, EngineRuntime
 from rotator.service.world import World
 
 _CALL_S = 10.0  # small questions to an engine: version, models, is it sleeping
 READY_POLL_S = 0.2
+_Others = Mapping[EngineName, tuple[State, float]]
 
 
 class StartFailed(Exception):
@@ -38,7 +39,7 @@ class Admitter:
         except (EngineError, LaunchError, StartFailed, LedgerError) as e:
             await self._fail(engine, active, entry, Event.FAULT, f"its {step.action.value} failed: {e}")
             return False
-        except WrongFiles as e:
+        except (WrongFiles, Unbacked) as e:
             await self._fail(engine, active, entry, Event.LIED, f"after the {step.action.value} {e}")
             return False
         except Lied as e:
@@ -110,6 +111,8 @@ class Admitter:
             active.timeline.append(("canary", engine.name, woken, clock()))
             after = await reading
         held = held_by(after, engine.pids) if after else None
+        if wrong := engine.woke_without_bytes(held or {}, rest):
+            raise Unbacked(wrong)
         moved = sum(engine.awake_on(gpu) - size for gpu, size in rest.items())
         facts = _with(facts, step, held, wake_s=woken - begun, moved_bytes=max(0, moved))
         return await self._owner.moved(engine.name, Event.WOKE, facts)
@@ -141,7 +144,7 @@ class Admitter:
         begun = clock()
         if not await self._owner.moved(engine.name, Event.LAUNCH, Facts(step.reason)):
             return False
-        before = await self._readings(engine)
+        before, others = await self._readings(engine), self._others(engine)
         handle = await self._launch(engine)
         if engine.state is not State.STARTING:
             await self._give_up(engine, handle)
@@ -151,7 +154,7 @@ class Admitter:
         ready = clock()
         active.phases_s["start"] = ready - begun
         active.timeline.append(("start", engine.name, begun, ready))
-        facts = await self._first_impression(engine, handle, before)
+        facts = await self._first_impression(engine, handle, before, others)
         active.phases_s["canary"] = clock() - ready
         active.timeline.append(("canary", engine.name, ready, clock()))
         facts = _with(facts, step, facts.held_bytes, start_s=clock() - begun)
@@ -184,7 +187,7 @@ class Admitter:
             await asyncio.sleep(READY_POLL_S)
 
     async def _first_impression(
-        self, engine: EngineRuntime, handle: Handle, before: Mapping[GpuId, GpuReading]
+        self, engine: EngineRuntime, handle: Handle, before: Mapping[GpuId, GpuReading], others: _Others
     ) -> Facts:
         """Who is it, can it freeze, what does it answer, how much does it hold."""
         control, url = self._world.control, engine.url
@@ -205,7 +208,7 @@ class Admitter:
             golden = await canary.record(control, url, engine.config.model, self._world.config.canary)
             state = "recorded"
         pids = await self._world.launchers[engine.config.launcher].pids(handle)
-        held = await self._measure(engine, pids, before)
+        held = await self._measure(engine, pids, before, others)
         return Facts(
             "",
             version=version,
@@ -218,17 +221,24 @@ class Admitter:
         )
 
     async def _measure(
-        self, engine: EngineRuntime, pids: frozenset[int], before: Mapping[GpuId, GpuReading]
+        self, engine: EngineRuntime, pids: frozenset[int], before: Mapping[GpuId, GpuReading], others: _Others
     ) -> dict[GpuId, int] | None:
         after = await self._readings(engine)
         if not after:
             return None
         held = held_by(after, pids)
         if held is None and before and engine.config.launcher != "attach":
-            # Others may have given bytes back meanwhile: it is never taken for less than was seen of it by process.
-            grown = {gpu: size - before[gpu].used_bytes for gpu, size in used(after).items()}
-            held = {gpu: max(size, engine.awake_bytes.get(gpu, 0)) for gpu, size in grown.items()}
+            # Others may have given bytes back meanwhile. It is never taken for less than was seen of it by process, nor
+            # than was planned where one of ours has moved.
+            still = others == self._others(engine)
+            least = {gpu: engine.awake_bytes.get(gpu, 0) if still else engine.awake_on(gpu) for gpu in engine.gpus}
+            held = {gpu: max(size - before[gpu].used_bytes, least[gpu]) for gpu, size in used(after).items()}
         return held
+
+    def _others(self, engine: EngineRuntime) -> _Others:
+        """Who else is on its GPUs, and since when as they are now."""
+        sharing = (e for e in self._owner.all_runtimes() if e is not engine and not set(e.gpus).isdisjoint(engine.gpus))
+        return {e.name: (e.state, e.since_wall_s) for e in sharing}
 
 
 def _level(engine: EngineRuntime) -> Level:

@@ -51,9 +51,12 @@ class Adopter:
         for transition in recovered.open_transitions:
             open_by_engine.setdefault(transition.intent.engine, []).append(transition)
         runtimes = list(self._owner.all_runtimes())
-        await asyncio.gather(*(self._adopt(e, open_by_engine.pop(e.name, [])) for e in runtimes))
         names = {e.name for e in runtimes}
-        await asyncio.gather(*(self._end_orphan(r) for n, r in recovered.engines.items() if n not in names))
+        orphans = [r for n, r in recovered.engines.items() if n not in names and r.launcher != "attach"]
+        # One of these that is configured again before it has ended has to wait for that.
+        self.left.update(r.engine for r in orphans)
+        await asyncio.gather(*(self._adopt(e, open_by_engine.pop(e.name, [])) for e in runtimes))
+        await asyncio.gather(*(self._end_orphan(r) for r in orphans))
         await self._drop_leases(recovered)
         if rows := [row for row in recovered.residencies if row.engine not in names and row.held_bytes]:
             await self._forget(rows)
@@ -238,29 +241,32 @@ class Adopter:
     async def _end_orphan(self, record: EngineRecord) -> None:
         """An engine that an earlier configuration started and this one does not know must not keep its bytes."""
         launcher = self._world.launchers.get(record.launcher)
-        if launcher is None or record.launcher == "attach":
-            return
         spec = LaunchSpec(record.engine, record.launcher, (), {}, record.url, "")
         try:
-            if (handle := await launcher.find(spec, record.ref)) is None:
-                return
-            await launcher.stop(handle, grace_s=10.0)
-            self._world.bus.publish("orphan.stopped", record.engine, reason="it is no longer in the configuration")
+            if launcher is not None and (handle := await launcher.find(spec, record.ref)) is not None:
+                await launcher.stop(handle, grace_s=10.0)
+                self._world.bus.publish("orphan.stopped", record.engine, reason="it is no longer in the configuration")
         except LaunchError as e:
-            self.left.add(record.engine)
             self._world.bus.publish("orphan.left", record.engine, reason=f"{e}; tried again every {_LOOK_AGAIN_S:g} s")
             self._later(self._end_orphan_later(record))
+            return
         except Exception as e:
             _log.exception("stopping %s", record.engine)
             self._world.bus.publish("orphan.left", record.engine, reason=str(e))
+        await self._look_if_back(record.engine)
 
     async def _end_orphan_later(self, record: EngineRecord) -> None:
-        """Nobody can end this one yet, and nothing else waits for it. One that is in the configuration again by then is
-        taken over like any other."""
+        """Nobody can end this one yet, and nothing else waits for it."""
         await asyncio.sleep(_LOOK_AGAIN_S)
-        self.left.discard(record.engine)
-        again = next((e for e in self._owner.all_runtimes() if e.name == record.engine), None)
-        await (self._end_orphan(record) if again is None else self._adopt(again, []))
+        is_back = any(e.name == record.engine for e in self._owner.all_runtimes())
+        await (self._look_if_back(record.engine) if is_back else self._end_orphan(record))
+
+    async def _look_if_back(self, name: str) -> None:
+        """One that is in the configuration again by now is taken over like any other."""
+        self.left.discard(name)
+        again = next((e for e in self._owner.all_runtimes() if e.name == name), None)
+        if again is not None:
+            await self._adopt(again, [])
 
     async def _resolve(self, transitions: list[OpenTransition], state: State) -> None:
         for transition in transitions:

@@ -329,8 +329,8 @@ def _rest(step: Step, engine: EngineRuntime) -> dict[GpuId, int]:
 
 
 def _least(rest: Mapping[GpuId, int], judgement: Judgement) -> dict[GpuId, int]:
-    """Where more stays than was to stay, it showed how little it can come to."""
-    return {gpu: held for gpu, held in judgement.held.items() if held > rest[gpu] + SPARE_BYTES}
+    """Where more stays than was to stay, although it was asked for more, it showed how little it can come to."""
+    return {gpu: held for gpu, held in judgement.held.items() if held > rest[gpu]}
 
 
 def _longest(phases: dict[str, float], name: str, seconds: float) -> None:

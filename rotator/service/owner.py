@@ -18,6 +18,10 @@ class WrongFiles(Lied):
     """Its workers run other files than its overlay bundle has."""
 
 
+class Unbacked(Lied):
+    """It says that it is awake, and its bytes have not come."""
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What a runner learned on the way to an event. None means: not learned, keep what is known."""

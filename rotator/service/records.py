@@ -18,6 +18,7 @@ from rotator.ports import EngineRecord, GpuInfo, GpuReading, Handle, LaunchSpec,
 # H200 (docs/measurements.md has ours); reports of up to 1.8 exist. Only used until a sleep was measured.
 _PINNING = 1.25
 _RESIDUE_GROWS = GIB // 2  # by so much before it is no residue any more
+_WAKE_TELLS = 2 * GIB  # a wake that brings less is not judged by its bytes
 
 
 @dataclass(slots=True)
@@ -156,6 +157,13 @@ class EngineRuntime:
         for gpu, size in held.items():
             if size > max((1.0 - frees_min) * self.awake_on(gpu), self.residue_on(gpu) + _RESIDUE_GROWS):
                 return f"it says it sleeps, but holds {gib(size)} on {gpu}"
+        return None
+
+    def woke_without_bytes(self, held: Mapping[GpuId, int], asleep: Mapping[GpuId, int]) -> str | None:
+        """Of one that says it has woken: where it holds no more than it was charged asleep, in words."""
+        for gpu, size in held.items():
+            if self.awake_on(gpu) - asleep[gpu] > _WAKE_TELLS and size <= asleep[gpu] + _RESIDUE_GROWS:
+                return f"it says it is awake, but holds {gib(size)} on {gpu}, as asleep"
         return None
 
     @property

@@ -202,6 +202,8 @@ class Process:
                 raise Lost
             case "hang":
                 await asyncio.Event().wait()
+        while path == "/is_sleeping" and self.sleeping and self.operation == "sleep":  # noqa: ASYNC110 — virtual time
+            await asyncio.sleep(0.1)  # its core answers no question while its workers free by bytes
         answers: dict[str, Any] = {
             "/version": {"version": self.shape.version},
             "/is_sleeping": {"is_sleeping": self.sleeping},

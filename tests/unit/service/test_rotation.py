@@ -147,6 +147,23 @@ def test_an_engine_that_wakes_to_garbage_never_gets_a_client() -> None:
     run(story())
 
 
+def test_a_wake_whose_bytes_do_not_come_is_none_also_where_it_answers_well() -> None:
+    async def story() -> None:
+        box = make_box(**BIG)
+        async with make_service(box) as service:
+            await service.ask("a")
+            await service.ask("b")
+            box.engines["a"].unbacked = True
+            with pytest.raises(EngineUnavailable, match="as asleep"):
+                await service.ask("a")
+            await service.until("a", State.QUARANTINED)
+            box.engines["a"].unbacked = False
+            await service.operator.release("a")
+            await service.ask("a")
+
+    run(story())
+
+
 @pytest.mark.parametrize("what", ["sleep_error", "wake_error"])
 def test_a_failed_sleep_or_wake_kills_the_engine_and_it_comes_back_by_itself(what: str) -> None:
     async def story() -> None:
