@@ -186,14 +186,9 @@ def test_one_that_comes_back_to_the_fleet_leaves_its_old_port_to_whoever_was_giv
     assert outcome.requests["whole"] >= 3
 
 
-def test_one_that_is_configured_again_while_it_is_being_ended_is_not_doubled() -> None:
-    out = (Undying(5, "a", 40.0), Kill(6, down_s=3.0), Edit(7, "a", "remove"), Edit(15, "a", "add"))
-    played(*out, ask(40, "a"), engines=(engine("a", preload=True), engine("b")), faults_end_s=60.0)
-
-
 @pytest.mark.parametrize("seed", [301213, 301678, 304490, 307712, 308618, 308794, 308842])
 def test_what_the_first_ten_thousand_seeds_of_one_commit_found(seed: int) -> None:
-    """A freeing by bytes that runs on beside the next life; one that can free no more, asked again for ever; one that
-    died while another started unseen; and the stories above."""
+    """A freeing by bytes that runs on beside the next life; one that can free no more, asked again for ever; one that is
+    configured again while it is being ended (two); one that died while another started unseen; a wake without bytes."""
     outcome = run_script(make_script(seed))
     assert outcome.failure is None, outcome.failure
