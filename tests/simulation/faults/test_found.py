@@ -188,7 +188,7 @@ def test_one_that_comes_back_to_the_fleet_leaves_its_old_port_to_whoever_was_giv
 
 @pytest.mark.parametrize("seed", [301213, 301678, 304490, 307712, 308618, 308794, 308842])
 def test_what_the_first_ten_thousand_seeds_of_one_commit_found(seed: int) -> None:
-    """A freeing by bytes that runs on beside the next life (two); one that can free no more, asked for ever; one that is
-    configured again while it is being ended (two); one that died while another started unseen; a wake without bytes."""
+    """A freeing by bytes that runs on beside the next life; one that can free no more, asked for ever; one that is put
+    back while it is being ended; one that died while another started unseen; a wake without bytes."""
     outcome = run_script(make_script(seed))
     assert outcome.failure is None, outcome.failure
