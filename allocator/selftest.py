@@ -67,7 +67,7 @@ class Findings:
 
 
 class Subject:
-    """An allocator with a few segments whose content is known: noise, or such as bf16 weights are, which can be packed."""
+    """An allocator with a few segments whose content is known: noise, or as bf16 weights are, which can be packed."""
 
     def __init__(self, allocator: Allocator, weights_bytes: int, *, packable: bool = False) -> None:
         self.allocator, self.packable = allocator, packable
