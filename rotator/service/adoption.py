@@ -95,7 +95,7 @@ class Adopter:
 
     async def _adopt(self, engine: EngineRuntime, unfinished: list[OpenTransition]) -> None:
         try:
-            await self._find(engine, unfinished)
+            found_out = await self._find(engine, unfinished)
         except Exception as e:
             if not isinstance(e, LaunchError):
                 _log.exception("adopting %s", engine.name)
@@ -104,7 +104,8 @@ class Adopter:
                 self._later(self._adopt_later(engine, unfinished))
             return
         await self._owner.learned(engine.name, Facts("", unseen=False))
-        await self._resolve(unfinished, engine.state)
+        if found_out:
+            await self._resolve(unfinished, engine.state)
 
     async def _adopt_later(self, engine: EngineRuntime, unfinished: list[OpenTransition]) -> None:
         """Until its launcher answers nobody knows whether it runs: nothing begins on its GPUs, least of all a second
@@ -112,32 +113,34 @@ class Adopter:
         await asyncio.sleep(_LOOK_AGAIN_S)
         await self._adopt(engine, unfinished)
 
-    async def _find(self, engine: EngineRuntime, unfinished: list[OpenTransition]) -> None:
-        """Raises LaunchError where its launcher cannot tell."""
+    async def _find(self, engine: EngineRuntime, unfinished: list[OpenTransition]) -> bool:
+        """False where its state may not change any more, for the service ends: then the next life has to find out, and
+        what is unfinished stays so. Raises LaunchError where its launcher cannot tell."""
         launcher = self._world.launchers[engine.config.launcher]
         handle = await launcher.find(engine.spec, engine.handle.ref if engine.handle else None)
         if handle is None:
             await self._owner.learned(engine.name, Facts("not running when the service started", held_bytes={}))
-            return
+            return True
         pids = await launcher.pids(handle)
         await self._owner.learned(engine.name, Facts("found running", handle=handle, pids=pids))
         if engine.was_ending and engine.config.launcher != "attach":
             # What it was asked last may have hung, and would begin beside what others are asked now.
-            await self._reject(engine, "found running, but unfit: it was being ended when the service died", False)
-            return
+            return await self._reject(
+                engine, "found running, but unfit: it was being ended when the service died", False
+            )
         try:
-            await self._settle(engine, handle, pids, unfinished)
+            return await self._settle(engine, handle, pids, unfinished)
         except (EngineError, Lied, DeviceError) as e:
-            await self._reject(engine, f"found running, but unfit: {e}", isinstance(e, Lied))
+            return await self._reject(engine, f"found running, but unfit: {e}", isinstance(e, Lied))
 
-    async def _reject(self, engine: EngineRuntime, reason: str, lied: bool) -> None:
+    async def _reject(self, engine: EngineRuntime, reason: str, lied: bool) -> bool:
         """Into a live state first, from which it is killed like any other engine of unknown state."""
         await self._owner.moved(engine.name, Event.LAUNCH, Facts(reason))
-        await self._owner.moved(engine.name, Event.LIED if lied else Event.FAULT, Facts(reason))
+        return await self._owner.moved(engine.name, Event.LIED if lied else Event.FAULT, Facts(reason))
 
     async def _settle(
         self, engine: EngineRuntime, handle: Handle, pids: frozenset[int], unfinished: list[OpenTransition]
-    ) -> None:
+    ) -> bool:
         """Wait until it answers (it may be starting, or in the middle of a sleep), then believe bytes over words."""
         control, url = self._world.control, engine.url
         await self._answering(engine, handle)
@@ -153,9 +156,8 @@ class Adopter:
         held = held_by(readings, pids)
         facts = Facts("", version=version, freezes=freezes, pids=pids, held_bytes=held)
         if asleep:
-            await self._adopt_asleep(engine, facts, level, readings)
-        else:
-            await self._adopt_awake(engine, facts, readings)
+            return await self._adopt_asleep(engine, facts, level, readings)
+        return await self._adopt_awake(engine, facts, readings)
 
     async def _word_and_bytes(
         self, engine: EngineRuntime, pids: frozenset[int], unfinished: set[str], level: Level
@@ -191,7 +193,7 @@ class Adopter:
 
     async def _adopt_asleep(
         self, engine: EngineRuntime, facts: Facts, level: Level, readings: Mapping[GpuId, GpuReading]
-    ) -> None:
+    ) -> bool:
         if lie := self._disagreement(engine, facts.held_bytes, level):
             raise Lied(lie)
         if (
@@ -199,9 +201,9 @@ class Adopter:
         ):  # its bytes are in no table: only a reading or a row tells
             facts = replace(facts, held_bytes=dict(engine.held_before) or None)
         merged = _merge(facts, "found asleep", level=level, depth=DEPTH_OF_LEVEL[level])
-        await self._owner.moved(engine.name, Event.ADOPTED_ASLEEP, merged, readings)
+        return await self._owner.moved(engine.name, Event.ADOPTED_ASLEEP, merged, readings)
 
-    async def _adopt_awake(self, engine: EngineRuntime, facts: Facts, readings: Mapping[GpuId, GpuReading]) -> None:
+    async def _adopt_awake(self, engine: EngineRuntime, facts: Facts, readings: Mapping[GpuId, GpuReading]) -> bool:
         """Only an engine that answers its canary gets clients: the service may have died in the middle of its wake."""
         config, control = self._world.config.canary, self._world.control
         golden, state = engine.golden, "disabled"
@@ -214,7 +216,7 @@ class Adopter:
             golden = await canary.record(control, engine.url, engine.config.model, config)
             state = "recorded"
         merged = _merge(facts, "found awake", golden=golden, canary=state, awake_bytes=facts.held_bytes)
-        await self._owner.moved(engine.name, Event.ADOPTED_AWAKE, merged, readings)
+        return await self._owner.moved(engine.name, Event.ADOPTED_AWAKE, merged, readings)
 
     def _disagreement(self, engine: EngineRuntime, held: Mapping[GpuId, int] | None, level: Level) -> str | None:
         """What an engine that says it sleeps holds all the same, in words. One that only freed some of its bytes may

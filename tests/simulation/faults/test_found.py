@@ -186,9 +186,10 @@ def test_one_that_comes_back_to_the_fleet_leaves_its_old_port_to_whoever_was_giv
     assert outcome.requests["whole"] >= 3
 
 
-@pytest.mark.parametrize("seed", [301213, 301678, 304490, 307712, 308618, 308794, 308842])
+@pytest.mark.parametrize("seed", [301213, 301678, 304490, 307712, 308618, 308794, 308842, 320401])
 def test_what_the_first_ten_thousand_seeds_of_one_commit_found(seed: int) -> None:
     """A freeing by bytes that runs on beside the next life; one that can free no more, asked for ever; one that is put
-    back while it is being ended; one that died while another started unseen; a wake without bytes."""
+    back while it is being ended; one that died while another started unseen; a wake without bytes; a wake that hung,
+    forgotten by a life that ended while it was looking."""
     outcome = run_script(make_script(seed))
     assert outcome.failure is None, outcome.failure
