@@ -19,6 +19,8 @@
 #include <cstring>
 #include <vector>
 
+#include "csrc/ranges.h"
+
 namespace rotator {
 
 constexpr std::size_t kPackValues = 4096;
@@ -37,10 +39,9 @@ struct PackHead {
 };
 static_assert(sizeof(PackHead) == 8);
 
-inline std::size_t pack_round(std::size_t value, std::size_t unit) { return (value + unit - 1) / unit * unit; }
 inline std::size_t pack_tiles(std::size_t nbytes) { return (nbytes + kPackTile - 1) / kPackTile; }
 inline std::size_t pack_bodies_at(std::size_t nbytes) {
-  return pack_round(pack_tiles(nbytes) * sizeof(PackHead), kPackAlign);
+  return round_up(pack_tiles(nbytes) * sizeof(PackHead), kPackAlign);
 }
 // Without the others.
 inline std::size_t pack_fixed_bytes(std::size_t nbytes) {
@@ -113,7 +114,7 @@ inline std::size_t pack(const unsigned char* data, std::size_t nbytes, unsigned 
     const PackHead head{static_cast<uint32_t>(at / kPackUnit), static_cast<uint16_t>(others.size()),
                         static_cast<uint8_t>(base), 0};
     std::memcpy(out + tile * sizeof head, &head, sizeof head);
-    const std::size_t end = at + pack_round(others.size(), kPackUnit);
+    const std::size_t end = at + round_up(others.size(), kPackUnit);
     if (end <= limit && !others.empty()) std::memcpy(out + at, others.data(), others.size());
     at = end;
   }
